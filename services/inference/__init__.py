@@ -1,0 +1,1 @@
+"""The inference service: a gRPC server that answers Classify, Compare and Generate."""

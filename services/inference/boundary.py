@@ -1,0 +1,101 @@
+"""The edge of the service: every error becomes a status here, and nothing of the inside crosses the wire.
+
+An error of ours keeps its one line, less the volume's path. Any other becomes INTERNAL with an id; its traceback goes
+to the log under that id.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from tandem.errors import TandemError
+from tandem.wire.status import WireStatus, to_status
+
+log = logging.getLogger("tandem.inference")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_SERVICES = "/tandem."
+
+if TYPE_CHECKING:
+    # Generic for the type checker alone.
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of our own services; `home` is the path to keep from clients."""
+
+    def __init__(self, home: str) -> None:
+        self._home = home
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Return the handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(_SERVICES):
+            return handler
+        coders = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), **coders)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method), **coders)
+        return handler
+
+    def _unary(self, behaviour: Any, method: str) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                return await behaviour(request, context)
+            except BaseException as error:
+                await self._refuse(context, method, error)
+                raise
+
+        return call
+
+    def _stream(self, behaviour: Any, method: str) -> Any:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            answers = behaviour(request, context)
+            try:
+                async for answer in answers:
+                    yield answer
+            except BaseException as error:
+                await self._refuse(context, method, error)
+                raise
+            finally:
+                # At once, not when the collector comes round: it holds a place in the queue.
+                await answers.aclose()
+
+        return call
+
+    async def _refuse(self, context: Context, method: str, error: BaseException) -> None:
+        """End the call with the status of `error`; return only if it must be raised as it is."""
+        status = self._status(method, error)
+        if status is not None:
+            await context.abort(status.code, status.message, status.trailing_metadata)
+
+    def _status(self, method: str, error: BaseException) -> WireStatus | None:
+        if isinstance(error, TandemError):
+            return to_status(error, " ".join(str(error).split()).replace(self._home, "$TANDEM_HOME"))
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # The caller has gone, or the server stops: gRPC itself asked for this.
+                return None
+            # A stray one would leave the call without an end (grpc #29248).
+            return WireStatus(grpc.StatusCode.UNAVAILABLE, "the server gave the work up; try again", ())
+        if not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
+            return None
+        identifier = secrets.token_hex(4)
+        log.error("internal error %s in %s", identifier, method, exc_info=error)
+        return WireStatus(
+            grpc.StatusCode.INTERNAL, f"internal error {identifier}; the server's log has it under this id", ()
+        )

@@ -1,0 +1,70 @@
+"""Classify: bytes → pixels → logits → the best classes of each image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from services.inference.engine import Engine
+from services.inference.loading import as_classifier, version_of
+from tandem.data.manifest import ClassName
+from tandem.errors import InvalidRequest
+from tandem.wire.limits import DEFAULT_TOP_K, MAX_IMAGES
+from tandem.wire.results import Classification, ImageResult, ScoredClass, Timings
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as it came; `label` is the id of its true class, where it is known."""
+
+    name: str
+    data: bytes
+    label: str = ""
+
+
+async def classify(
+    engine: Engine, reference: str, images: Sequence[EncodedImage], top_k: int, deadline: float | None
+) -> Classification:
+    """Return the `top_k` classes of each image; one that can't be decoded has an error instead."""
+    top_k = check_top_k(top_k)
+    check_images(images)
+    model = as_classifier(await engine.models.get(reference))
+    with engine.scheduler.admit(len(images)):
+        sources = [lambda image=image: image.data for image in images]
+        batch = await engine.decoder.decode(sources, [model.card.preprocessing])
+        timings = Timings(decode_ms=batch.decode_ms)
+        results = [ImageResult(image.name, error=error) for image, error in zip(images, batch.errors, strict=True)]
+        if batch.indices:
+            done = await engine.scheduler.predict(model.runtime, batch.pixels[0], deadline)
+            timings += Timings(queue_ms=done.queue_ms, compute_ms=done.compute_ms)
+            for index, best in zip(batch.indices, best_classes(done.value, model.card.classes, top_k), strict=True):
+                results[index] = ImageResult(images[index].name, best)
+    return Classification(version_of(model), tuple(results), timings)
+
+
+def check_top_k(top_k: int) -> int:
+    """Return `top_k`, or the default for 0; raise InvalidRequest if it is negative."""
+    if top_k < 0:
+        raise InvalidRequest(f"top_k is {top_k}; it must be 1 or above, or 0 for {DEFAULT_TOP_K}", field="top_k")
+    return top_k or DEFAULT_TOP_K
+
+
+def check_images(images: Sequence[EncodedImage]) -> None:
+    """Raise InvalidRequest if there are no images, or too many for a message."""
+    if not images:
+        raise InvalidRequest("there are no images in the request", field="images")
+    if len(images) > MAX_IMAGES:
+        raise InvalidRequest(f"{len(images)} images in a message; the limit is {MAX_IMAGES}", field="images")
+
+
+def best_classes(logits: Tensor, classes: Sequence[ClassName], top_k: int) -> list[tuple[ScoredClass, ...]]:
+    """Return the `top_k` classes (or all, if they are fewer) of each row of logits (N, C), best first."""
+    probabilities, indices = torch.softmax(logits, dim=1).topk(min(top_k, len(classes)), dim=1)
+    return [
+        tuple(
+            ScoredClass(index, classes[index].id, classes[index].words, probability)
+            for index, probability in zip(row_indices, row_probabilities, strict=True)
+        )
+        for row_indices, row_probabilities in zip(indices.tolist(), probabilities.tolist(), strict=True)
+    ]

@@ -1,0 +1,43 @@
+"""grpc.health.v1: the whole ("" and the service), and each model as `models/<name>`."""
+
+from collections.abc import Mapping
+
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health
+
+SERVICE = "tandem.v1.Inference"
+
+_WHOLE = ("", SERVICE)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class HealthBoard:
+    """What the health service says; `servicer` is to be registered."""
+
+    def __init__(self) -> None:
+        self.servicer = health.HealthServicer()
+        self._models: set[str] = set()
+
+    async def starting(self) -> None:
+        """Say that the server does not answer yet."""
+        for service in _WHOLE:
+            await self.servicer.set(service, _NOT_SERVING)
+
+    async def ready(self) -> None:
+        """Say that the server answers."""
+        for service in _WHOLE:
+            await self.servicer.set(service, _SERVING)
+
+    async def models(self, serving: Mapping[str, bool]) -> None:
+        """Say which models answer; those not named are unknown from now on."""
+        for name in self._models - serving.keys():
+            await self.servicer.set(f"models/{name}", _UNKNOWN)
+        for name, answers in serving.items():
+            await self.servicer.set(f"models/{name}", _SERVING if answers else _NOT_SERVING)
+        self._models = set(serving)
+
+    async def stopping(self) -> None:
+        """Say, for good, that nothing answers any more."""
+        await self.servicer.enter_graceful_shutdown()

@@ -1,0 +1,1 @@
+"""The trainer: a Celery worker that runs training jobs and writes checkpoints to the shared volume."""

@@ -1,0 +1,238 @@
+"""The supervisor: a small loop in the Celery child that holds a run while its training process computes.
+
+It takes the lease, begins the attempt (whose number fences off every earlier one), starts the process, pumps its events
+to Redis and to the run directory, renews the lease, and watches for cancel and drain. It imports no torch. Redis may go
+away meanwhile: the run goes on, and what could not be written is written when it comes back.
+"""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from services.trainer.process import LOG_FILE, TrainingProcess, training_command
+from services.trainer.reporter_files import STATUS_FILE
+from tandem.checkpoints.registry import Registry
+from tandem.errors import BrokerUnavailable, Conflict, TandemError
+from tandem.jobs import record as machine
+from tandem.jobs.record import JobRecord, Progress, State
+from tandem.jobs.runs import mirror, read_mirror
+from tandem.jobs.store import JobStore
+from tandem.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+_MODEL_KINDS = {"train_classifier": "classifier", "train_language_model": "language_model"}
+
+
+class Outcome(Enum):
+    """What became of the message."""
+
+    DONE = auto()
+    DRAINED = auto()
+
+
+class Supervisor:
+    """Carries runs of one volume and one broker; built once in a worker's child."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        volume: Volume,
+        lease_s: float,
+        stop_grace_s: float,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._volume = volume
+        self._lease_s = lease_s
+        self._stop_grace_s = stop_grace_s
+        self._is_draining = is_draining
+
+    def carry(self, run_id: str) -> Outcome:
+        """Carry the run to its end, or until the worker drains."""
+        token = secrets.token_hex(8)
+        record = self._store.get(run_id) or self._restored(run_id)
+        if record is None or record.state.is_terminal:
+            return Outcome.DONE
+        if not self._store.acquire_lease(run_id, token, self._lease_s):
+            # Another worker holds it; should that worker die, the reaper sends a new message.
+            return Outcome.DONE
+        try:
+            return self._attempts(run_id, token)
+        except Conflict as error:
+            log.warning("left run %s: %s", run_id, error)
+            return Outcome.DONE
+        finally:
+            self._patiently(lambda: self._store.release_lease(run_id, token))
+
+    def _restored(self, run_id: str) -> JobRecord | None:
+        record = read_mirror(self._volume.run(run_id))
+        if record is not None:
+            self._store.create(record)
+        return record
+
+    def _attempts(self, run_id: str, token: str) -> Outcome:
+        while True:
+            record = self._begin(run_id)
+            if record.state.is_terminal:
+                return Outcome.DONE
+            record = _Attempt(self, record, token).carry()
+            if record.state.is_terminal:
+                return Outcome.DONE
+            if self._is_draining():
+                return Outcome.DRAINED
+            # A little patience, more with each attempt, before what failed is tried again.
+            time.sleep(min(2.0 ** (record.attempt - 1), 30.0))
+
+    def _begin(self, run_id: str) -> JobRecord:
+        def change(record: JobRecord) -> JobRecord:
+            if record.state is State.RUNNING:
+                # We hold the lease, so whoever ran it has died.
+                record = machine.requeue(record, "its worker was lost", counts=True)
+            return record if record.state.is_terminal else machine.start(record)
+
+        record = self._store.update(run_id, change)
+        mirror(self._volume, record)
+        return record
+
+    def _patiently(self, action: Callable[[], None]) -> bool:
+        """Do what Redis may refuse for a while; False where it did. Never fatal for the run."""
+        try:
+            action()
+        except BrokerUnavailable as error:
+            log.warning("the broker is away: %s", error)
+            return False
+        return True
+
+
+class _Attempt:
+    """One try at a run, from the start of its process to its record's next state."""
+
+    def __init__(self, supervisor: Supervisor, record: JobRecord, token: str) -> None:
+        self._s = supervisor
+        self._store = supervisor._store
+        self._volume = supervisor._volume
+        self._record = record
+        self._token = token
+        self._run: Path = supervisor._volume.run(record.run_id)
+        self._renewed_at = 0.0
+        self._stop_asked_at: float | None = None
+        self._ended: dict[str, Any] | None = None
+        self._unsent: Progress | None = None
+
+    def carry(self) -> JobRecord:
+        """Run the process to its end; return the record in its next state. Raises Conflict if the lease is lost."""
+        log.info("run %s: attempt %d begins", self._record.run_id, self._record.attempt)
+        (self._run / STATUS_FILE).unlink(missing_ok=True)
+        process = TrainingProcess(training_command(self._run, self._record.attempt), self._run / LOG_FILE)
+        try:
+            with open(self._run / "events.jsonl", "a", encoding="utf-8") as events:
+                while not process.has_ended():
+                    for event in process.events(_TICK_S):
+                        events.write(json.dumps(event) + "\n")
+                        events.flush()
+                        self._take(event)
+                    self._tick(process)
+        finally:
+            # Whatever happened, nothing of this attempt computes on.
+            process.kill()
+        return self._conclude(process.ending())
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self._s._patiently(lambda: self._store.add_event(self._record.run_id, event))
+        if event["type"] == "progress":
+            self._unsent = Progress.model_validate(event)
+        elif event["type"] == "ended":
+            self._ended = event
+
+    def _tick(self, process: TrainingProcess) -> None:
+        self._s._patiently(self._renew)
+        self._s._patiently(self._send_progress)
+        if self._record.cancel_requested or self._s._is_draining():
+            self._stop(process)
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed_at < self._s._lease_s / 5:
+            return
+        if not self._store.renew_lease(self._record.run_id, self._token, self._s._lease_s):
+            raise Conflict(f"the lease of run {self._record.run_id} is another's")
+        self._renewed_at = now
+
+    def _send_progress(self) -> None:
+        """Bring record and mirror up to date; this also reads whether a cancel was asked for."""
+        progress = self._unsent
+        if progress is None:
+            current = self._store.get(self._record.run_id)
+            if current is not None and current.attempt == self._record.attempt:
+                self._record = current
+            return
+        self._record = self._update(lambda record: machine.report(record, progress))
+        self._unsent = None
+        mirror(self._volume, self._record, durable=False)
+
+    def _update(self, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
+        return self._store.update(self._record.run_id, change, attempt=self._record.attempt)
+
+    def _stop(self, process: TrainingProcess) -> None:
+        now = time.monotonic()
+        if self._stop_asked_at is None:
+            self._stop_asked_at = now
+            process.ask_to_stop()
+        elif now - self._stop_asked_at > self._s._stop_grace_s:
+            log.warning("run %s did not stop in %.0f s: killed", self._record.run_id, self._s._stop_grace_s)
+            process.kill()
+
+    def _conclude(self, ending: str) -> JobRecord:
+        status = self._status()
+        message = "" if status is None else str(status.get("message", ""))
+        outcome = "lost" if status is None else status["outcome"]
+        log.info("run %s: attempt %d: %s %s", self._record.run_id, self._record.attempt, outcome, message)
+        if outcome == "succeeded":
+            assert status is not None
+            return self._publish(status)
+        if outcome == "failed":
+            return self._settle(lambda record: machine.fail(record, message))
+        if outcome == "stopped" and self._record.cancel_requested:
+            return self._settle(lambda record: machine.cancel(record, message))
+        if outcome == "stopped":
+            return self._settle(lambda record: machine.requeue(record, "its worker was stopped", counts=False))
+        return self._settle(lambda record: machine.requeue(record, f"the training process {ending}", counts=True))
+
+    def _status(self) -> dict[str, Any] | None:
+        """Return how the process says that it ended, None where it could not."""
+        try:
+            status = json.loads((self._run / STATUS_FILE).read_bytes())
+        except (OSError, ValueError):
+            status = self._ended
+        return status if status is not None and status["attempt"] == self._record.attempt else None
+
+    def _publish(self, status: dict[str, Any]) -> JobRecord:
+        kind, name = _MODEL_KINDS[self._record.kind], self._record.model_name
+        checkpoint = self._run / "checkpoints" / status["checkpoint"]
+        try:
+            version = Registry(self._volume).publish(name, kind, self._record.run_id, checkpoint, status["metrics"])
+        except TandemError as error:
+            message = f"trained, but not published: {error}"
+            return self._settle(lambda record: machine.fail(record, message))
+        self._s._patiently(lambda: self._store.announce_model(name, version.version))
+        metrics = Progress.model_validate({**self._record.progress.model_dump(), "metrics": status["metrics"]})
+        return self._settle(lambda record: machine.finish(machine.report(record, metrics), version.version))
+
+    def _settle(self, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
+        """Write the record's next state, waiting for the broker as long as it takes: the end must not be lost."""
+        while True:
+            try:
+                record = self._update(change)
+            except BrokerUnavailable as error:
+                log.warning("the broker is away; the end of run %s waits: %s", self._record.run_id, error)
+                time.sleep(1.0)
+                continue
+            mirror(self._volume, record)
+            return record

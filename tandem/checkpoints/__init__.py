@@ -1,0 +1,1 @@
+"""What a trained model is: its files, their verification, and the registry of names, versions and aliases."""

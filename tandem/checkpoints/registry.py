@@ -1,0 +1,204 @@
+"""The registry on the volume: names, versions and aliases. Free of torch; files alone, so that Redis can be lost.
+
+models/<name>/versions/0003.json     {"version", "kind", "run_id", "checkpoint", "sha256", "metrics", "created_at"}
+              aliases.json           {"latest": 3, "best": 2, …}
+              history.jsonl          one line for each change of an alias, never rewritten
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tandem.checkpoints.files import list_checkpoints, manifest_digest, read_pointer, step_directory
+from tandem.checkpoints.references import ModelReference, RunReference, parse_reference
+from tandem.errors import CheckpointCorrupt, ModelNotFound, RunNotFound
+from tandem.names import check_name
+from tandem.volume import Volume, fsync_directory, replace_json, to_json, volume_errors, write_durably
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered checkpoint; `checkpoint` is a path relative to the volume, `sha256` that of its manifest."""
+
+    name: str
+    version: int
+    kind: str
+    run_id: str
+    checkpoint: str
+    sha256: str
+    metrics: dict[str, float]
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a reference leads: a checkpoint directory, and the version it is, if any."""
+
+    checkpoint: Path
+    digest: str | None
+    run_id: str
+    version: Version | None
+
+    @property
+    def label(self) -> str:
+        """How a person names it: name:version, or run:id/step."""
+        if self.version is not None:
+            return f"{self.version.name}:{self.version.version}"
+        return f"run:{self.run_id}/{int(self.checkpoint.name.removeprefix('step-'))}"
+
+
+class Registry:
+    """Reads and changes the registry of one volume."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+
+    def names(self) -> list[str]:
+        """Return the models that have a version, sorted."""
+        if not self.volume.models.is_dir():
+            return []
+        return sorted({path.parent.parent.name for path in self.volume.models.glob("*/versions/*.json")})
+
+    def versions(self, name: str) -> list[Version]:
+        """Return the versions of model `name`, oldest first; raise ModelNotFound if it has none."""
+        paths = sorted((self.volume.model(name) / "versions").glob("[0-9]*.json"))
+        versions = sorted((_read_version(path) for path in paths), key=lambda version: version.version)
+        if not versions:
+            known = ", ".join(self.names()) or "none yet"
+            raise ModelNotFound(f"no model {name!r} in the registry (there: {known})")
+        return versions
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return alias → version of model `name`."""
+        try:
+            aliases: dict[str, int] = json.loads((self.volume.model(name) / "aliases.json").read_bytes())
+        except FileNotFoundError:
+            return {}
+        return aliases
+
+    def resolve(self, reference: str) -> Located:
+        """Find what `reference` names; raise InvalidReference, ModelNotFound or RunNotFound."""
+        parsed = parse_reference(reference)
+        return self._locate_run(parsed) if isinstance(parsed, RunReference) else self._locate_version(parsed)
+
+    def publish(self, name: str, kind: str, run_id: str, checkpoint: Path, metrics: dict[str, float]) -> Version:
+        """Register `checkpoint` as the next version of model `name` and move `latest` (and `best`) to it.
+
+        Publishing the same checkpoint of the same run again returns the version that it has. `best` goes to the
+        version with the highest val_acc1, or the lowest val_loss of a language model.
+        """
+        directory = self.volume.model(name)
+        relative = str(checkpoint.relative_to(self.volume.home))
+        with volume_errors(directory), self._locked(directory):
+            existing = self.versions(name) if name in self.names() else []
+            for version in existing:
+                if (version.run_id, version.checkpoint) == (run_id, relative):
+                    if version is existing[-1]:
+                        # Whoever wrote it may have been killed before the aliases moved.
+                        self._point_at_newest(directory, existing, run_id)
+                    return version
+            number = existing[-1].version + 1 if existing else 1
+            digest = manifest_digest(checkpoint)
+            version = Version(name, number, kind, run_id, relative, digest, metrics, _now())
+            _write_version(directory, version)
+            self._point_at_newest(directory, [*existing, version], run_id)
+        return version
+
+    def _point_at_newest(self, directory: Path, versions: list[Version], run_id: str) -> None:
+        best = max(versions, key=_quality)
+        self._move_aliases(directory, {"latest": versions[-1].version, "best": best.version}, f"run {run_id}")
+
+    def _move_aliases(self, directory: Path, moves: dict[str, int], reason: str) -> None:
+        before = self.aliases(directory.name)
+        if {**before, **moves} == before:
+            return
+        replace_json(directory / "aliases.json", {**before, **moves})
+        changed = {alias: number for alias, number in moves.items() if before.get(alias) != number}
+        with open(directory / "history.jsonl", "a", encoding="utf-8") as file:
+            for alias, number in changed.items():
+                entry = {"at": _now(), "alias": alias, "from": before.get(alias), "to": number, "by": reason}
+                file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _locked(self, directory: Path) -> Iterator[None]:
+        """Let one process at a time change a model; the kernel drops the lock with its holder."""
+        (directory / "versions").mkdir(parents=True, exist_ok=True)
+        with open(directory / ".lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _locate_version(self, reference: ModelReference) -> Located:
+        versions = {version.version: version for version in self.versions(reference.name)}
+        number = reference.version
+        if number is None:
+            number = self.aliases(reference.name).get(reference.alias)
+            if number is None and reference.alias == "latest":
+                number = max(versions)
+            if number is None:
+                raise ModelNotFound(f"model {reference.name!r} has no alias {reference.alias!r}")
+        if number not in versions:
+            there = ", ".join(str(each) for each in versions)
+            raise ModelNotFound(f"model {reference.name!r} has no version {number} (there: {there})")
+        version = versions[number]
+        return Located(self.volume.home / version.checkpoint, version.sha256, version.run_id, version)
+
+    def _locate_run(self, reference: RunReference) -> Located:
+        run = self.volume.run(reference.run_id)
+        if not run.is_dir():
+            raise RunNotFound(f"no run {reference.run_id!r} on the volume; 'tandem runs list' shows them")
+        if reference.step is not None:
+            checkpoint: Path | None = step_directory(run, reference.step)
+        else:
+            checkpoint = read_pointer(run, "best") or read_pointer(run, "latest")
+        if checkpoint is None or not checkpoint.is_dir():
+            steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in list_checkpoints(run)) or "none yet"
+            raise ModelNotFound(f"run {reference.run_id} has no such checkpoint (steps there: {steps})")
+        return Located(checkpoint, None, reference.run_id, None)
+
+
+def describe(registry: Registry, name: str) -> dict[str, Any]:
+    """Return what `models list --json` says of model `name`."""
+    versions = registry.versions(name)
+    return {
+        "name": name,
+        "kind": versions[-1].kind,
+        "latest": versions[-1].version,
+        "aliases": registry.aliases(name),
+        "versions": [version.version for version in versions],
+        "metrics": versions[-1].metrics,
+    }
+
+
+def _quality(version: Version) -> float:
+    if version.kind == "classifier":
+        return version.metrics.get("val_acc1", float("-inf"))
+    return -version.metrics.get("val_loss", float("inf"))
+
+
+def _read_version(path: Path) -> Version:
+    try:
+        version = Version(**json.loads(path.read_bytes()))
+        check_name(version.name, "model")
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointCorrupt(f"{path} can't be read as a model version") from error
+    return version
+
+
+def _write_version(directory: Path, version: Version) -> None:
+    path = directory / "versions" / f"{version.version:04d}.json"
+    temporary = path.with_name(f".{path.name}")
+    write_durably(temporary, to_json(asdict(version)))
+    temporary.rename(path)
+    fsync_directory(path.parent)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

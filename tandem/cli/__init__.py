@@ -1,0 +1,1 @@
+"""The `tandem` command, one module for each noun. It imports no torch, and each noun only when it is used."""

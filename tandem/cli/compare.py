@@ -1,0 +1,170 @@
+"""`tandem compare`: two classifiers on the same images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tandem.cli.calls import name_of, open_client, read_images, scored_documents, version_document
+from tandem.cli.output import console, json_option, print_json, table
+from tandem.comparison.paired import agreement
+from tandem.errors import InvalidImage
+
+if TYPE_CHECKING:
+    from tandem.client import Client, Comparison, ScoredClass
+    from tandem.wire.results import ModelVersion
+
+# A person reads some; --json has them all.
+_SHOWN = 40
+
+
+@click.command()
+@click.argument("reference_a", metavar="REF_A")
+@click.argument("reference_b", metavar="REF_B")
+@click.argument("images", metavar="[IMAGE...]", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--data", "dataset", metavar="D", help="Compare on a dataset of the server's volume instead.")
+@click.option("--split", default="val", show_default=True, help="The split of --data.")
+@click.option("--limit", type=click.IntRange(1), help="The first so many images of the split.")
+@click.option("--top-k", type=click.IntRange(1), default=5, show_default=True, help="Classes for each image.")
+@click.option("--labels-from-folders", is_flag=True, help="An IMAGE's folder names its true class.")
+@json_option
+def compare(
+    reference_a: str,
+    reference_b: str,
+    images: tuple[Path, ...],
+    dataset: str | None,
+    split: str,
+    limit: int | None,
+    top_k: int,
+    labels_from_folders: bool,
+    as_json: bool,
+) -> None:
+    """Compare models REF_A and REF_B on IMAGEs, or on a split of a dataset.
+
+    Says where the two name different classes and, where the true classes are known, which is more often right, with
+    McNemar's test. --json prints {num_images, num_disagreements, num_errors, agreement, a, b, mcnemar, disagreements,
+    errors}; mcnemar is null where no true class is known.
+    """
+    _check_usage(images, dataset, limit, labels_from_folders)
+    sources = read_images(images, lambda path: path.absolute().parent.name if labels_from_folders else "")
+    with open_client() as client:
+        if dataset is None:
+            answer = client.compare(reference_a, reference_b, sources, top_k)
+        else:
+            answer = _on_dataset(client, (reference_a, reference_b), dataset, split, top_k, limit or 0)
+    if as_json:
+        print_json(document(answer))
+    else:
+        _print_report(answer)
+    # Of a dataset, images that can't be read are counted and listed; those named by hand must be right.
+    if dataset is None and answer.failures:
+        first = answer.failures[0]
+        raise InvalidImage(f"{first.name}: {first.error} ({len(answer.failures)} of {len(answer.results)} failed)")
+
+
+def _check_usage(images: Sequence[Path], dataset: str | None, limit: int | None, labels_from_folders: bool) -> None:
+    if bool(images) == bool(dataset):
+        raise click.UsageError("give either IMAGEs or --data, one of the two")
+    if dataset and labels_from_folders:
+        raise click.UsageError("--labels-from-folders goes with IMAGEs; a dataset knows its labels")
+    if images and limit:
+        raise click.UsageError("--limit goes with --data")
+
+
+def _on_dataset(
+    client: "Client", references: tuple[str, str], dataset: str, split: str, top_k: int, limit: int
+) -> "Comparison":
+    from tandem.cli.progress import BarProgress
+    from tandem.wire.results import Comparison
+
+    with BarProgress() as progress:
+        num_done: int | None = None
+        for step in client.compare_dataset(*references, dataset, split, top_k, limit):
+            if isinstance(step, Comparison):
+                return step
+            if num_done is None:
+                progress.start(f"comparing on {dataset}/{split}", step.num_images)
+            progress.advance(step.num_done - (num_done or 0))
+            num_done = step.num_done
+    raise AssertionError("the stream ended without its last message")
+
+
+def document(answer: "Comparison") -> dict[str, Any]:
+    """Return the JSON of a comparison."""
+    summary = answer.summary
+    known = summary.labelled
+    mcnemar = known and {
+        "exact_p": known.exact_p,
+        "mid_p": known.mid_p,
+        "only_a_right": known.only_a_right,
+        "only_b_right": known.only_b_right,
+        "both_right": known.both_right,
+        "both_wrong": known.both_wrong,
+        "num_labelled": known.num_examples,
+    }
+    return {
+        "num_images": summary.num_images,
+        "num_disagreements": summary.num_disagreements,
+        "num_errors": summary.num_errors,
+        "agreement": agreement(summary.num_disagreements, summary.num_images) if summary.num_images else None,
+        "a": {**version_document(summary.a), "accuracy": known.accuracy_a if known else None},
+        "b": {**version_document(summary.b), "accuracy": known.accuracy_b if known else None},
+        "mcnemar": mcnemar,
+        "disagreements": [
+            {"file": each.name, "label": each.label or None, "a": _answer(each.a), "b": _answer(each.b)}
+            for each in answer.disagreements
+        ],
+        "errors": [{"file": each.name, "error": each.error} for each in answer.failures],
+    }
+
+
+def _answer(scored: "Sequence[ScoredClass]") -> dict[str, Any]:
+    best = scored[0]
+    answer = {"id": best.id, "words": best.words, "probability": best.probability}
+    return {**answer, "top_k": scored_documents(scored)}
+
+
+def _print_report(answer: "Comparison") -> None:
+    summary = answer.summary
+    known = summary.labelled
+    lines = table("", "model", "network", "accuracy")
+    lines.add_row("a", *_row(summary.a, known.accuracy_a if known else None))
+    lines.add_row("b", *_row(summary.b, known.accuracy_b if known else None))
+    console().print(lines)
+    click.echo()
+    if summary.num_images:
+        share = agreement(summary.num_disagreements, summary.num_images)
+        click.echo(f"they agree on {share:.1%} of {summary.num_images:,} images; {summary.num_disagreements:,} differ")
+    if known:
+        click.echo(
+            f"of {known.num_examples:,} with a known class: only a right {known.only_a_right:,}, "
+            f"only b right {known.only_b_right:,}; McNemar p = {known.exact_p:.3g} (exact), {known.mid_p:.3g} (mid-p)"
+        )
+        click.echo(_verdict(known.accuracy_a, known.accuracy_b, known.mid_p))
+    if answer.failures:
+        click.echo(f"{len(answer.failures):,} can't be read, the first {answer.failures[0].name}")
+    _print_disagreements(answer)
+
+
+def _row(version: "ModelVersion", accuracy: float | None) -> tuple[str, str, str]:
+    return version.label, version.architecture, "" if accuracy is None else f"{accuracy:.2%}"
+
+
+def _verdict(accuracy_a: float, accuracy_b: float, p: float) -> str:
+    if p >= 0.05:
+        return "that is no evidence that either is better (p ≥ 0.05)"
+    return f"{'a' if accuracy_a > accuracy_b else 'b'} is better (p < 0.05)"
+
+
+def _print_disagreements(answer: "Comparison") -> None:
+    if not answer.disagreements:
+        return
+    lines = table("image", "true class", "a says", "", "b says", "")
+    for each in answer.disagreements[:_SHOWN]:
+        a, b = each.a[0], each.b[0]
+        lines.add_row(each.name, each.label, name_of(a), f"{a.probability:.1%}", name_of(b), f"{b.probability:.1%}")
+    click.echo()
+    console().print(lines)
+    if len(answer.disagreements) > _SHOWN:
+        click.echo(f"… and {len(answer.disagreements) - _SHOWN:,} more; --json has them all")

@@ -1,0 +1,112 @@
+"""`tandem doctor`: what works on this machine, and the remedy for what does not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from tandem.cli.output import console, json_option, print_json, table
+from tandem.errors import TandemError, Unavailable
+from tandem.settings import Settings
+
+_LEAST_FREE_BYTES = 2 * 2**30
+_TORCH_TIMEOUT_S = 120.0
+_MARKS = {"ok": "✓", "off": "-", "bad": "✗"}
+
+# Asked in a process of its own: the command line imports no torch.
+_TORCH_FACTS = """
+import json, torch, torchvision
+names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+print(json.dumps({"torch": torch.__version__, "torchvision": torchvision.__version__, "gpus": names}))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; `remedy` where it is not ok."""
+
+    name: str
+    state: Literal["ok", "off", "bad"]
+    detail: str
+    remedy: str = ""
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check Python, PyTorch, GPU, volume, broker and inference; exit 1 if something needed is missing."""
+    settings = Settings.from_environment()
+    checks: list[Callable[[Settings], list[Finding]]] = [_python, _torch, _volume, _broker_binary, _services]
+    findings = [finding for check in checks for finding in check(settings)]
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        result = table("", "check", "found", "remedy")
+        for finding in findings:
+            result.add_row(_MARKS[finding.state], finding.name, finding.detail, finding.remedy)
+        console().print(result)
+    if any(finding.state == "bad" for finding in findings):
+        raise Unavailable("something that Tandem needs is missing; the remedies are above")
+
+
+def _python(_: Settings) -> list[Finding]:
+    found = sys.version.split()[0]
+    if (3, 11) <= sys.version_info[:2] <= (3, 13):
+        return [Finding("Python", "ok", found)]
+    return [Finding("Python", "bad", found, "use Python 3.11 to 3.13")]
+
+
+def _torch(_: Settings) -> list[Finding]:
+    command = [sys.executable, "-c", _TORCH_FACTS]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_TORCH_TIMEOUT_S, check=True)
+        facts = json.loads(answer.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
+        return [
+            Finding("PyTorch", "bad", " ".join(said), "install from requirements.lock: make clean && make test-unit")
+        ]
+    versions = Finding("PyTorch", "ok", f"torch {facts['torch']}, torchvision {facts['torchvision']}")
+    if facts["gpus"]:
+        return [versions, Finding("GPU", "ok", ", ".join(facts["gpus"]))]
+    return [versions, Finding("GPU", "off", "none; training and serving use the CPU", "for a GPU: NVIDIA's driver")]
+
+
+def _volume(settings: Settings) -> list[Finding]:
+    home = settings.home
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        return [Finding("volume", "bad", f"{home} can't be written", "set TANDEM_HOME to a folder of yours")]
+    free = shutil.disk_usage(existing).free
+    detail = f"{home}, {free / 2**30:.1f} GiB free"
+    if free < _LEAST_FREE_BYTES:
+        return [Finding("volume", "bad", detail, "make room, or set TANDEM_HOME to a larger volume")]
+    return [Finding("volume", "ok", detail)]
+
+
+def _broker_binary(_: Settings) -> list[Finding]:
+    from tandem.local.broker import find_server
+
+    try:
+        return [Finding("embedded broker", "ok", Path(find_server()).name)]
+    except TandemError as error:
+        return [Finding("embedded broker", "bad", "no server binary", str(error))]
+
+
+def _services(settings: Settings) -> list[Finding]:
+    from tandem.cli.system import system_status
+
+    start = "'tandem up --detach' starts it"
+    return [
+        Finding(name, "ok", str(facts["address"] or "running"))
+        if facts["running"]
+        else Finding(name, "off", "does not run" + (f" at {facts['address']}" if facts["address"] else ""), start)
+        for name, facts in system_status(settings).items()
+    ]

@@ -1,0 +1,123 @@
+"""`tandem generate`: text from a language model, as it is drawn."""
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tandem.cli.calls import open_client, version_document
+from tandem.cli.output import json_option, print_json
+from tandem.volume import replace_file, volume_errors
+
+if TYPE_CHECKING:
+    from tandem.client import GenerationSummary, TextPiece
+
+WORDS_A_LINE = 20
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@click.option("--prompt", metavar="TEXT", help="What the text goes on from.  [default: the start of a line]")
+@click.option("--words", type=click.IntRange(1), default=1000, show_default=True, help="Words, line ends included.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest word each time.")
+@click.option("--top-k", type=click.IntRange(0), default=0, help="Draw from the k likeliest words.")
+@click.option("--top-p", type=float, default=0.0, help="Draw from the likeliest words that hold this probability.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same words.")
+@click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the words too, 20 a line.")
+@json_option
+def generate(
+    reference: str,
+    prompt: str | None,
+    words: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Generate text with language model REF, printed as it comes.
+
+    --json prints a line for each message, {"text", "words"}: the texts put together are the completion. The last line
+    is {"summary": {text, num_words, seed, perplexity, model, num_prompt_tokens, unknown_words, finish_reason}}.
+    --output writes a UTF-8 file of the words drawn, `<eos>` for an end of line, whole or not at all.
+    """
+    with open_client() as client:
+        from tandem.client import SamplingOptions
+
+        sampling = SamplingOptions(temperature, top_k, top_p, seed)
+        writer = _Lines() if as_json else _Screen(prompt)
+        for step in client.generate(reference, prompt, words, sampling):
+            writer.show(step)
+    if output is not None:
+        _write(output, writer.words)
+        if not as_json:
+            click.echo(f"written to {output}", err=True)
+
+
+class _Screen:
+    """The text for a person on stdout; what else there is to say on stderr."""
+
+    def __init__(self, prompt: str | None) -> None:
+        self.words: list[str] = []
+        self._prompt = prompt
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A word that the terminal can't show must not end the text.
+            sys.stdout.reconfigure(errors="replace")
+
+    def show(self, step: "TextPiece | GenerationSummary") -> None:
+        from tandem.client import TextPiece
+
+        if not isinstance(step, TextPiece):
+            self._sum_up(step)
+            return
+        if not self.words and self._prompt:
+            click.echo(self._prompt, nl=False)
+        self.words += step.words
+        click.echo(step.text, nl=False)
+
+    def _sum_up(self, summary: "GenerationSummary") -> None:
+        click.echo()
+        if summary.unknown_words:
+            click.echo(f"not in the vocabulary: {', '.join(summary.unknown_words)}", err=True)
+        click.echo(
+            f"{summary.num_words:,} words, perplexity {summary.perplexity:.1f}, seed {summary.seed}, "
+            f"by {summary.model.label} ({summary.model.architecture})",
+            err=True,
+        )
+
+
+class _Lines:
+    """JSON lines for programs."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self._text = ""
+
+    def show(self, step: "TextPiece | GenerationSummary") -> None:
+        from tandem.client import TextPiece
+
+        if isinstance(step, TextPiece):
+            self.words += step.words
+            self._text += step.text
+            print_json({"text": step.text, "words": list(step.words)})
+            return
+        summary = {
+            "text": self._text,
+            "num_words": step.num_words,
+            "seed": step.seed,
+            "perplexity": step.perplexity,
+            "model": version_document(step.model),
+            "num_prompt_tokens": step.num_prompt_tokens,
+            "unknown_words": list(step.unknown_words),
+            "finish_reason": step.finish_reason,
+        }
+        print_json({"summary": summary})
+
+
+def _write(path: Path, words: list[str]) -> None:
+    lines = [" ".join(words[first : first + WORDS_A_LINE]) for first in range(0, len(words), WORDS_A_LINE)]
+    with volume_errors(path):
+        replace_file(path, ("\n".join(lines) + "\n").encode())

@@ -1,0 +1,49 @@
+"""What every command shares: the --json option, the volume, and how results are printed."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tandem.settings import Settings
+from tandem.volume import Volume
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def json_option(command: Command) -> Command:
+    """Add --json, passed as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on one line, at once, so that streams read as JSON lines."""
+    click.echo(json.dumps(document, ensure_ascii=False))
+
+
+def console(stderr: bool = False) -> "Console":
+    """Return a rich console on stdout or stderr; rich is imported here because it takes 0.1 s."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
+
+
+def table(*columns: str) -> "Table":
+    """Return an unframed table with these headings."""
+    from rich.table import Table
+
+    result = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        result.add_column(column, overflow="fold")
+    return result
+
+
+def open_volume() -> Volume:
+    """Return the volume that TANDEM_HOME names."""
+    return Volume(Settings.from_environment().home)

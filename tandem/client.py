@@ -1,0 +1,421 @@
+"""Typed clients of the inference service, blocking (`Client`) and asyncio (`AsyncClient`).
+
+    with Client("127.0.0.1:8500") as client:
+        answer = client.classify("digits", [Path("seven.png").read_bytes()])
+        print(answer.results[0].top_k[0].words)
+
+Every failure is a TandemError with one line. Images of any number go out in messages under the service's limits; the
+version that answers the first message answers them all.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tandem.errors import DeadlineExceeded, InvalidRequest, LimitExceeded
+from tandem.wire import convert
+from tandem.wire.limits import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES
+from tandem.wire.results import (
+    Classification,
+    Comparison,
+    ComparisonProgress,
+    ComparisonSummary,
+    GenerationSummary,
+    ImageResult,
+    ModelDetails,
+    ModelInfo,
+    ModelVersion,
+    PairResult,
+    ScoredClass,
+    TextPiece,
+    Timings,
+)
+from tandem.wire.status import from_rpc_error
+from tandem.wire.v1 import inference_pb2 as pb
+from tandem.wire.v1 import inference_pb2_grpc as rpc
+
+__all__ = [
+    "AsyncClient",
+    "Classification",
+    "Client",
+    "Comparison",
+    "ComparisonProgress",
+    "ComparisonSummary",
+    "GenerationSummary",
+    "Image",
+    "ImageResult",
+    "ModelDetails",
+    "ModelInfo",
+    "ModelVersion",
+    "PairResult",
+    "SamplingOptions",
+    "ScoredClass",
+    "TextPiece",
+    "Timings",
+]
+
+DEFAULT_TIMEOUT_S = 60.0
+# Well under what a message may hold, and few enough that an answer comes soon.
+_CHUNK_BYTES = MAX_MESSAGE_BYTES // 4
+_CHUNK_IMAGES = 256
+_OPTIONS = (
+    *CHANNEL_OPTIONS,
+    # A server that was just started must not be waited for in steps of 20 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A proxy meant for the web must not come between.
+    ("grpc.enable_http_proxy", 0),
+)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An encoded image; `label` is the id of its true class, where it is known (only compare reads it)."""
+
+    data: bytes
+    name: str = ""
+    label: str = ""
+
+
+Images = Iterable[Image | bytes | tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a text is drawn; see SamplingParameters of the wire contract. `seed` None: the server picks one."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+    seed: int | None = None
+    allow_unknown: bool = False
+
+
+class Client:
+    """A blocking client; safe to share between threads. `timeout_s` is the deadline of a call without a stream."""
+
+    def __init__(self, address: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._inference = rpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._models = rpc.ModelsStub(self._channel)  # type: ignore[no-untyped-call]
+        # Its stub for types lacks Watch.
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def classify(self, model: str, images: Images, top_k: int = 0) -> Classification:
+        """Return the `top_k` (0: 5) classes of each image; an image that can't be decoded has an error instead."""
+        with _errors(self.address):
+            answers: list[Classification] = []
+            for chunk in _chunks(images):
+                request = _classify_request(answers[0].model.label if answers else model, chunk, top_k)
+                message = self._inference.Classify(request, timeout=self.timeout_s)
+                answers.append(convert.classification_from_wire(message))
+        return _join_classifications(answers)
+
+    def compare(self, model_a: str, model_b: str, images: Images, top_k: int = 0) -> Comparison:
+        """Return what two classifiers say of each image, and the summary over all."""
+        with _errors(self.address):
+            answers: list[Comparison] = []
+            for chunk in _chunks(images):
+                names = (answers[0].summary.a.label, answers[0].summary.b.label) if answers else (model_a, model_b)
+                message = self._inference.Compare(_compare_request(*names, chunk, top_k), timeout=self.timeout_s)
+                answers.append(convert.comparison_from_wire(message))
+        return _join_comparisons(answers)
+
+    def compare_dataset(
+        self, model_a: str, model_b: str, dataset: str, split: str = "val", top_k: int = 0, limit: int = 0
+    ) -> Iterator[ComparisonProgress | Comparison]:
+        """Compare on a split of a dataset of the server's volume: progress, and last the Comparison.
+
+        Its results are the images that the two name differently and those that could not be read.
+        """
+        request = _dataset_request(model_a, model_b, dataset, split, top_k, limit)
+        with _errors(self.address):
+            call = self._inference.CompareDataset(request)
+            collected = _Collected()
+            try:
+                for message in call:
+                    yield collected.take(message)
+            finally:
+                call.cancel()
+
+    def generate(
+        self, model: str, prompt: str | None = None, max_words: int = 0, sampling: SamplingOptions | None = None
+    ) -> Iterator[TextPiece | GenerationSummary]:
+        """Yield the text as it is drawn, then the summary; leaving the loop stops the server's work."""
+        request = _generate_request(model, prompt, max_words, sampling or SamplingOptions())
+        with _errors(self.address):
+            call = self._inference.Generate(request)
+            try:
+                for message in call:
+                    yield convert.generation_from_wire(message)
+            finally:
+                call.cancel()
+
+    def list_models(self) -> list[ModelInfo]:
+        """Return every model of the registry."""
+        with _errors(self.address):
+            message = self._models.ListModels(pb.ListModelsRequest(), timeout=self.timeout_s)
+        return [convert.info_from_wire(each) for each in message.models]
+
+    def get_model(self, reference: str) -> ModelDetails:
+        """Return what is known of one version."""
+        with _errors(self.address):
+            message = self._models.GetModel(pb.GetModelRequest(model=reference), timeout=self.timeout_s)
+        return convert.details_from_wire(message)
+
+    def wait_until_serving(self, model: str = "", timeout_s: float = 30.0) -> None:
+        """Wait until model `model` (its name; empty: the server) answers; raise DeadlineExceeded, or why it can't."""
+        deadline = time.monotonic() + timeout_s
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            call = self._health.Watch(_health_request(model), timeout=remaining_s, wait_for_ready=True)
+            try:
+                if any(message.status == _SERVING for message in call):
+                    return
+            except grpc.RpcError as error:
+                _raise_unless_lost(error, self.address)
+            finally:
+                call.cancel()
+            time.sleep(0.05)
+        raise _not_serving(model, self.address, timeout_s)
+
+
+class AsyncClient:
+    """The same for asyncio; to be used on the event loop that it was made on."""
+
+    def __init__(self, address: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        # The generated stubs take either kind of channel; their types know only the blocking one.
+        self._inference: Any = rpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._models: Any = rpc.ModelsStub(self._channel)  # type: ignore[no-untyped-call]
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def classify(self, model: str, images: Images, top_k: int = 0) -> Classification:
+        """See Client.classify."""
+        with _errors(self.address):
+            answers: list[Classification] = []
+            for chunk in _chunks(images):
+                request = _classify_request(answers[0].model.label if answers else model, chunk, top_k)
+                message = await self._inference.Classify(request, timeout=self.timeout_s)
+                answers.append(convert.classification_from_wire(message))
+        return _join_classifications(answers)
+
+    async def compare(self, model_a: str, model_b: str, images: Images, top_k: int = 0) -> Comparison:
+        """See Client.compare."""
+        with _errors(self.address):
+            answers: list[Comparison] = []
+            for chunk in _chunks(images):
+                names = (answers[0].summary.a.label, answers[0].summary.b.label) if answers else (model_a, model_b)
+                request = _compare_request(*names, chunk, top_k)
+                message = await self._inference.Compare(request, timeout=self.timeout_s)
+                answers.append(convert.comparison_from_wire(message))
+        return _join_comparisons(answers)
+
+    async def compare_dataset(
+        self, model_a: str, model_b: str, dataset: str, split: str = "val", top_k: int = 0, limit: int = 0
+    ) -> AsyncIterator[ComparisonProgress | Comparison]:
+        """See Client.compare_dataset."""
+        with _errors(self.address):
+            call = self._inference.CompareDataset(_dataset_request(model_a, model_b, dataset, split, top_k, limit))
+            collected = _Collected()
+            try:
+                async for message in call:
+                    yield collected.take(message)
+            finally:
+                call.cancel()
+
+    async def generate(
+        self, model: str, prompt: str | None = None, max_words: int = 0, sampling: SamplingOptions | None = None
+    ) -> AsyncIterator[TextPiece | GenerationSummary]:
+        """See Client.generate."""
+        with _errors(self.address):
+            call = self._inference.Generate(_generate_request(model, prompt, max_words, sampling or SamplingOptions()))
+            try:
+                async for message in call:
+                    yield convert.generation_from_wire(message)
+            finally:
+                call.cancel()
+
+    async def list_models(self) -> list[ModelInfo]:
+        """See Client.list_models."""
+        with _errors(self.address):
+            message = await self._models.ListModels(pb.ListModelsRequest(), timeout=self.timeout_s)
+        return [convert.info_from_wire(each) for each in message.models]
+
+    async def get_model(self, reference: str) -> ModelDetails:
+        """See Client.get_model."""
+        with _errors(self.address):
+            message = await self._models.GetModel(pb.GetModelRequest(model=reference), timeout=self.timeout_s)
+        return convert.details_from_wire(message)
+
+    async def wait_until_serving(self, model: str = "", timeout_s: float = 30.0) -> None:
+        """See Client.wait_until_serving."""
+        import asyncio
+
+        deadline = time.monotonic() + timeout_s
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            call = self._health.Watch(_health_request(model), timeout=remaining_s, wait_for_ready=True)
+            try:
+                async for message in call:
+                    if message.status == _SERVING:
+                        return
+            except grpc.RpcError as error:
+                _raise_unless_lost(error, self.address)
+            finally:
+                call.cancel()
+            await asyncio.sleep(0.05)
+        raise _not_serving(model, self.address, timeout_s)
+
+
+@contextmanager
+def _errors(address: str) -> Iterator[None]:
+    """Turn what gRPC raises into what the server raised."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error, address) from None
+
+
+def _raise_unless_lost(error: Any, address: str) -> None:
+    """Raise what stands for `error`, unless it may pass: a lost connection, or the end of the wait."""
+    if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        raise from_rpc_error(error, address) from None
+
+
+def _not_serving(model: str, address: str, timeout_s: float) -> DeadlineExceeded:
+    what = f"model {model!r} is not served" if model else "no inference server answers"
+    return DeadlineExceeded(f"{what} at {address} after {timeout_s:g} s")
+
+
+def _health_request(model: str) -> health_pb2.HealthCheckRequest:
+    return health_pb2.HealthCheckRequest(service=f"models/{model}" if model else "")
+
+
+def _chunks(images: Images) -> Iterator[list[pb.Image]]:
+    """Yield the images in messages under the limits; one empty message if there are none, for the server to refuse."""
+    chunk: list[pb.Image] = []
+    chunk_bytes = 0
+    num_chunks = 0
+    for image in map(_to_image, images):
+        if len(image.data) > MAX_MESSAGE_BYTES - 4096:
+            raise LimitExceeded(
+                f"{image.name or 'an image'} has {len(image.data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}"
+            )
+        if chunk and (len(chunk) == _CHUNK_IMAGES or chunk_bytes + len(image.data) > _CHUNK_BYTES):
+            yield chunk
+            chunk, chunk_bytes, num_chunks = [], 0, num_chunks + 1
+        chunk.append(pb.Image(data=image.data, name=image.name, label=image.label))
+        chunk_bytes += len(image.data)
+    if chunk or not num_chunks:
+        yield chunk
+
+
+def _to_image(image: Image | bytes | tuple[str, bytes]) -> Image:
+    if isinstance(image, Image):
+        return image
+    return Image(image) if isinstance(image, bytes) else Image(image[1], image[0])
+
+
+def _classify_request(model: str, images: Sequence[pb.Image], top_k: int) -> pb.ClassifyRequest:
+    return _checked(lambda: pb.ClassifyRequest(model=model, images=images, top_k=top_k))
+
+
+def _compare_request(model_a: str, model_b: str, images: Sequence[pb.Image], top_k: int) -> pb.CompareRequest:
+    return _checked(lambda: pb.CompareRequest(model_a=model_a, model_b=model_b, images=images, top_k=top_k))
+
+
+def _dataset_request(
+    model_a: str, model_b: str, dataset: str, split: str, top_k: int, limit: int
+) -> pb.CompareDatasetRequest:
+    return _checked(
+        lambda: pb.CompareDatasetRequest(
+            model_a=model_a, model_b=model_b, dataset=dataset, split=split, top_k=top_k, limit=limit
+        )
+    )
+
+
+def _generate_request(model: str, prompt: str | None, max_words: int, sampling: SamplingOptions) -> pb.GenerateRequest:
+    def build() -> pb.GenerateRequest:
+        parameters = pb.SamplingParameters(
+            max_words=max_words,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            allow_unknown=sampling.allow_unknown,
+        )
+        return pb.GenerateRequest(model=model, prompt=prompt, sampling=parameters)
+
+    return _checked(build)
+
+
+def _checked(build: Callable[[], T]) -> T:
+    """Return the request that `build` makes; raise InvalidRequest for a number that no field holds."""
+    try:
+        return build()
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"the request can't be written: {error}") from error
+
+
+def _join_classifications(answers: Sequence[Classification]) -> Classification:
+    results = tuple(result for answer in answers for result in answer.results)
+    return Classification(answers[0].model, results, sum((answer.timings for answer in answers), Timings()))
+
+
+def _join_comparisons(answers: Sequence[Comparison]) -> Comparison:
+    results = tuple(result for answer in answers for result in answer.results)
+    summary = answers[0].summary
+    for answer in answers[1:]:
+        summary += answer.summary
+    return Comparison(results, summary, sum((answer.timings for answer in answers), Timings()))
+
+
+class _Collected:
+    """The images that CompareDataset has found so far."""
+
+    def __init__(self) -> None:
+        self._found: list[PairResult] = []
+
+    def take(self, message: pb.CompareDatasetResponse) -> ComparisonProgress | Comparison:
+        """Keep what `message` found; return the progress that it says, or the whole result with the last one."""
+        self._found += convert.pairs_from_wire(message.disagreements)
+        if not message.HasField("summary"):
+            return ComparisonProgress(message.num_done, message.num_images)
+        summary = convert.summary_from_wire(message.summary)
+        return Comparison(tuple(self._found), summary, convert.timings_from_wire(message.timings))

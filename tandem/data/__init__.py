@@ -1,0 +1,1 @@
+"""What an example is: images and text, prepared once and read many times."""

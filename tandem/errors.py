@@ -1,0 +1,119 @@
+"""Every error that Tandem raises on purpose.
+
+    TandemError                     one clear line for a person; never a traceback
+    ├── InvalidRequest              what was asked for is wrong
+    │   ├── InvalidName             a name outside the allow-list
+    │   ├── InvalidReference        a model reference that can't be parsed
+    │   ├── InvalidJob              a job spec that fails validation
+    │   ├── InvalidImage            bytes that are no image, or too large a one
+    │   └── InvalidPrompt           an empty or overlong prompt
+    ├── NotFound
+    │   ├── ModelNotFound
+    │   ├── RunNotFound
+    │   └── DatasetNotFound
+    ├── Conflict                    what is asked for clashes with what is there
+    ├── BadSource                   data that can't be prepared
+    ├── CheckpointCorrupt           torn, truncated, altered or foreign files
+    ├── TrainingFailed              a run that can't go on
+    │   └── NonFiniteLoss
+    ├── LimitExceeded               a published limit, a full queue
+    ├── DeadlineExceeded            the caller's time ran out while the work waited
+    └── Unavailable                 try again later, or start what is missing
+        ├── BrokerUnavailable
+        ├── ServerUnavailable
+        └── VolumeUnavailable
+
+`wire.status` maps these to gRPC status codes; `cli.main` prints the message and exits with 1.
+"""
+
+
+class TandemError(Exception):
+    """Base of all; `str(error)` is one line that names the thing and the remedy."""
+
+
+class InvalidRequest(TandemError):
+    """What was asked for is wrong; `field` names the offending field where there is one."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class InvalidName(InvalidRequest):
+    """A name that is not letters, digits, '.', '_' and '-'."""
+
+
+class InvalidReference(InvalidRequest):
+    """A model reference that can't be parsed."""
+
+
+class InvalidJob(InvalidRequest):
+    """A job spec that fails validation."""
+
+
+class InvalidImage(InvalidRequest):
+    """Bytes that don't decode to an image, or an image over the limits."""
+
+
+class InvalidPrompt(InvalidRequest):
+    """A prompt that is empty or too long."""
+
+
+class NotFound(TandemError):
+    """The thing named does not exist."""
+
+
+class ModelNotFound(NotFound):
+    """No such model, version or alias."""
+
+
+class RunNotFound(NotFound):
+    """No such run."""
+
+
+class DatasetNotFound(NotFound):
+    """No such dataset, or no such split in it."""
+
+
+class Conflict(TandemError):
+    """What is asked for clashes with what is there."""
+
+
+class BadSource(TandemError):
+    """Data that can't be prepared: truncated, altered, incomplete or hostile."""
+
+
+class CheckpointCorrupt(TandemError):
+    """A checkpoint whose files don't match its manifest."""
+
+
+class TrainingFailed(TandemError):
+    """A run that can't go on; trying again would not help."""
+
+
+class NonFiniteLoss(TrainingFailed):
+    """The loss became NaN or infinite."""
+
+
+class LimitExceeded(TandemError):
+    """A published limit was passed, or a bounded queue is full."""
+
+
+class DeadlineExceeded(TandemError):
+    """The caller's deadline passed before the work began."""
+
+
+class Unavailable(TandemError):
+    """Something that should be there is not, for now."""
+
+
+class BrokerUnavailable(Unavailable):
+    """Redis does not answer."""
+
+
+class ServerUnavailable(Unavailable):
+    """The inference server does not answer."""
+
+
+class VolumeUnavailable(Unavailable):
+    """The shared volume can't be written: full, read-only, or not there."""

@@ -1,0 +1,131 @@
+"""Errors on the wire: one table from TandemError to gRPC status and back, with the details of google.rpc.
+
+The details carry the class of the error (ErrorInfo), the field of a wrong argument (BadRequest) and when to try again
+(RetryInfo), so that a client raises the very error that the server raised.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from tandem import errors
+from tandem.errors import TandemError
+
+DOMAIN = "tandem"
+DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+# The first row that fits counts.
+_CODES: tuple[tuple[type[TandemError], grpc.StatusCode], ...] = (
+    (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.NotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.Conflict, grpc.StatusCode.ABORTED),
+    (errors.CheckpointCorrupt, grpc.StatusCode.DATA_LOSS),
+    (errors.LimitExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (errors.BadSource, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.TrainingFailed, grpc.StatusCode.FAILED_PRECONDITION),
+)
+# For a status that carries no ErrorInfo of ours: gRPC's own limits, deadlines and lost connections.
+_ERRORS: dict[grpc.StatusCode, type[TandemError]] = {
+    **{code: kind for kind, code in reversed(_CODES)},
+    grpc.StatusCode.FAILED_PRECONDITION: errors.Conflict,
+    grpc.StatusCode.UNAVAILABLE: errors.ServerUnavailable,
+}
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass(frozen=True)
+class WireStatus:
+    """What an error becomes: a code, one line, and the trailing metadata."""
+
+    code: grpc.StatusCode
+    message: str
+    trailing_metadata: Metadata
+
+
+def status_code(error: TandemError) -> grpc.StatusCode:
+    """Return the status code of `error`."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
+
+
+def to_status(error: TandemError, message: str | None = None) -> WireStatus:
+    """Return the status of `error`; `message` replaces its own text."""
+    code, text = status_code(error), message if message is not None else str(error)
+    rich = status_pb2.Status(code=_number(code), message=text)
+    trailing: list[tuple[str, str | bytes]] = []
+    rich.details.add().Pack(error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN))
+    if isinstance(error, errors.InvalidRequest) and error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=text)
+        rich.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        delay = Duration()
+        delay.FromMilliseconds(int(retry_after_s * 1000))
+        rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        # gRPC's own retries follow this trailer alone.
+        trailing.append((PUSHBACK_KEY, str(int(retry_after_s * 1000))))
+    trailing.append((DETAILS_KEY, rich.SerializeToString()))
+    return WireStatus(code, text, tuple(trailing))
+
+
+def from_rpc_error(error: Any, address: str) -> TandemError:
+    """Return the TandemError that an RpcError (blocking or asyncio) stands for; `address` is the server's."""
+    code = error.code()
+    message = " ".join((error.details() or "").split())
+    rich = _rich_status(error.trailing_metadata() or ())
+    if code == grpc.StatusCode.UNAVAILABLE and rich is None:
+        return errors.ServerUnavailable(
+            f"no inference server answers at {address}: start the system with 'tandem up --detach', "
+            "or set TANDEM_INFERENCE_ADDRESS"
+        )
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED and rich is None:
+        return errors.DeadlineExceeded(f"the inference server at {address} did not answer within the call's deadline")
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return errors.Conflict(f"the server at {address} is no inference server of this version: {message}")
+    return _rebuild(_reason(rich), _field(rich), code, message)
+
+
+def _rebuild(reason: str, field: str, code: grpc.StatusCode, message: str) -> TandemError:
+    kind = getattr(errors, reason, None)
+    if not (isinstance(kind, type) and issubclass(kind, TandemError)):
+        kind = _ERRORS.get(code)
+    if kind is None:
+        return TandemError(f"the inference server failed: {message or code.name}")
+    return kind(message, field=field) if issubclass(kind, errors.InvalidRequest) else kind(message)
+
+
+def _rich_status(metadata: Iterable[Any]) -> status_pb2.Status | None:
+    for key, value in metadata:
+        if key == DETAILS_KEY:
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                return None
+    return None
+
+
+def _reason(rich: status_pb2.Status | None) -> str:
+    info = error_details_pb2.ErrorInfo()
+    for detail in rich.details if rich else ():
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            return str(info.reason)
+    return ""
+
+
+def _field(rich: status_pb2.Status | None) -> str:
+    wrong = error_details_pb2.BadRequest()
+    for detail in rich.details if rich else ():
+        if detail.Unpack(wrong) and wrong.field_violations:
+            return str(wrong.field_violations[0].field)
+    return ""
+
+
+def _number(code: grpc.StatusCode) -> int:
+    return int(code_pb2.Code.Value(code.name))

@@ -1,0 +1,69 @@
+"""A real inference server in a process of its own, for tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tandem.volume import Volume
+
+COMMAND = (sys.executable, "-m", "services.inference.server")
+ROOT = Path(__file__).parents[2]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_") and name != "REDIS_URL"}
+    # Two threads whatever the machine has, so that servers and tests don't starve each other.
+    return {**kept, "OMP_NUM_THREADS": "2", "TANDEM_DEVICE": "cpu", **changes}
+
+
+@dataclass
+class ServerProcess:
+    process: subprocess.Popen[str]
+    address: str
+    volume: Volume
+    log: Path
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+
+
+def start_server(directory: Path, volume: Volume, **changes: str) -> ServerProcess:
+    """Start a server on a free port; return once it listens."""
+    directory.mkdir(parents=True, exist_ok=True)
+    port_file, log = directory / "port", directory / "server.log"
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [*COMMAND, "--listen", "127.0.0.1:0", "--home", str(volume.home), "--port-file", str(port_file)],
+            cwd=ROOT,
+            env=environment(**changes),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    deadline = time.monotonic() + 60
+    while not port_file.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise RuntimeError(f"the server did not start: {log.read_text()}")
+        time.sleep(0.05)
+    return ServerProcess(process, port_file.read_text().strip(), volume, log)
+
+
+def wait_for(condition: object, timeout_s: float = 10.0) -> None:
+    """Wait until `condition()` is true."""
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)

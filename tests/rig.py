@@ -1,0 +1,123 @@
+"""A test rig of real parts: an embedded broker, Celery workers as processes of their own, and small real data."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tandem.errors import BrokerUnavailable
+from tandem.jobs.queue import make_celery
+from tandem.jobs.record import JobRecord
+from tandem.jobs.runs import find_run, submit
+from tandem.jobs.spec import make_spec
+from tandem.jobs.store import JobStore, connect
+from tandem.local.broker import server_command, socket_path
+from tandem.volume import Volume
+
+LEASE_S = 2.0
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "") -> None:
+    """Wait until `condition` holds; fail the test after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what or condition} did not happen in {timeout_s:.0f} s"
+        time.sleep(0.05)
+
+
+@dataclass
+class Bench:
+    """A volume with data, a broker, and the means to submit runs and to start workers."""
+
+    volume: Volume
+    url: str
+    broker: subprocess.Popen[bytes]
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def store(self) -> JobStore:
+        return JobStore(connect(self.url), self.url)
+
+    def submit(self, **values: object) -> str:
+        return submit(make_spec(dict(values)), self.volume, self.store, make_celery(self.url)).run_id
+
+    def classifier(self, **values: object) -> str:
+        basis = {"kind": "train_classifier", "dataset": "shapes", "model_name": "shapes", "arch": "resnet18"}
+        return self.submit(**{**basis, "epochs": 2, "batch_size": 16, "num_threads": 1, **values})
+
+    def language_model(self, **values: object) -> str:
+        basis = {"kind": "train_language_model", "dataset": "words", "model_name": "words", "model": "LSTM"}
+        sizes = {"embedding_size": 16, "hidden_size": 16, "batch_size": 4, "bptt": 8, "epochs": 2, "num_threads": 1}
+        return self.submit(**{**basis, **sizes, **values})
+
+    def record(self, run_id: str) -> JobRecord:
+        return find_run(run_id, self.volume, self.store)
+
+    def wait_for_state(self, run_id: str, *states: str, timeout_s: float = 90.0) -> JobRecord:
+        wait_for(lambda: self.record(run_id).state in states, timeout_s, f"{run_id} in {states}")
+        return self.record(run_id)
+
+    def wait_for_step(self, run_id: str, step: int, attempt: int = 1) -> None:
+        def reached() -> bool:
+            record = self.record(run_id)
+            return record.attempt >= attempt and record.progress.step >= step
+
+        wait_for(reached, 90.0, f"step {step} of {run_id}")
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        environment = {
+            "TANDEM_HOME": str(self.volume.home),
+            "TANDEM_REDIS_URL": self.url,
+            "TANDEM_LEASE_S": str(LEASE_S),
+        }
+        with open(self.volume.home / "worker.log", "ab") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "services.trainer.worker"],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        self.workers.append(worker)
+        wait_for(lambda: any(each["pid"] == worker.pid for each in self.store.workers()), 30.0, "the worker")
+        return worker
+
+    def start_broker(self) -> None:
+        path = socket_path(self.volume.home)
+        self.broker = subprocess.Popen(
+            server_command(path, self.volume.home), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def training_processes(self, run_id: str) -> list[int]:
+        """Return the pids whose command line names the run."""
+        return [pid for pid, command in processes() if f"/{run_id} " in command and "services.trainer.run" in command]
+
+    def stop(self) -> None:
+        for process in (*self.workers, self.broker):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def processes() -> Iterator[tuple[int, str]]:
+    """Yield each process's pid and command line."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if command:
+                yield int(entry.name), command
+
+
+def answers(bench: Bench) -> bool:
+    try:
+        bench.store.ping()
+    except BrokerUnavailable:
+        return False
+    return True

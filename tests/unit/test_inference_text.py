@@ -1,0 +1,47 @@
+import pytest
+
+from tandem.data.detokenize import Detokenizer
+from tandem.data.vocabulary import Tokenizer, split_line
+
+SENTENCES = [
+    "the cat sat, and (so it is said) it ran!",
+    "what? 50% of the well-known ones; see [1].",
+    'he said "it is so" and "that too", then left.',
+    "don't stop",
+]
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_words_come_back_as_they_were(sentence: str) -> None:
+    assert Detokenizer("words").push(split_line(sentence, "words")) == sentence
+
+
+@pytest.mark.parametrize("tokenizer", ["words", "whitespace"])
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_pieces_put_together_are_the_whole(tokenizer: Tokenizer, sentence: str) -> None:
+    tokens = [*split_line(sentence, tokenizer), "<eos>", *split_line(sentence, tokenizer)]
+    whole = Detokenizer(tokenizer).push(tokens)
+    writer = Detokenizer(tokenizer)
+    assert "".join(writer.push([token]) for token in tokens) == whole
+    assert whole.count("\n") == 1
+
+
+def test_whitespace_tokens_keep_their_spaces() -> None:
+    assert Detokenizer("whitespace").push(["a", ",", "b", "<eos>", "c", "."]) == "a , b\nc ."
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "before", "tokens", "text"),
+    [
+        ("words", "", ["the"], "the"),
+        ("words", "the cat", ["sat"], " sat"),
+        ("words", "the cat ", ["sat"], "sat"),
+        ("words", "the cat", [",", "and"], ", and"),
+        ("words", "the (", ["big"], "big"),
+        ("words", 'he said "go', ['"', "so"], '" so'),
+        ("whitespace", "the cat", [",", "and"], " , and"),
+        ("words", "the cat", ["<eos>", "so"], "\nso"),
+    ],
+)
+def test_text_goes_on_from_the_prompt(tokenizer: Tokenizer, before: str, tokens: list[str], text: str) -> None:
+    assert Detokenizer(tokenizer, before).push(tokens) == text

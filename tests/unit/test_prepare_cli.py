@@ -1,0 +1,19 @@
+import click
+import pytest
+
+from tandem.cli.data import data, prepare
+from tandem.data.prepare import tiny_imagenet, wikitext
+
+
+@pytest.mark.parametrize(("command", "recipe"), [("tiny-imagenet", tiny_imagenet), ("wikitext-2", wikitext)])
+def test_the_defaults_in_the_help_are_those_of_the_recipes(command: str, recipe: object) -> None:
+    defaults = {option.name: option.default for option in prepare.commands[command].params}
+    assert (defaults["source"], defaults["name"]) == (
+        getattr(recipe, "DEFAULT_URL"),  # noqa: B009 the type of a module has no such attribute
+        getattr(recipe, "DEFAULT_NAME"),  # noqa: B009
+    )
+
+
+def test_every_command_takes_json() -> None:
+    commands: list[click.Command] = [*prepare.commands.values(), data.commands["list"]]
+    assert all("as_json" in {option.name for option in command.params} for command in commands)

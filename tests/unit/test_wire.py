@@ -1,0 +1,144 @@
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from services.inference.scheduler import QueueFull
+from tandem import errors
+from tandem.comparison.paired import PairedTable
+from tandem.wire import convert
+from tandem.wire.results import (
+    Classification,
+    Comparison,
+    ComparisonSummary,
+    GenerationSummary,
+    ImageResult,
+    ModelDetails,
+    ModelInfo,
+    ModelVersion,
+    PairResult,
+    ScoredClass,
+    TextPiece,
+    Timings,
+)
+from tandem.wire.status import DETAILS_KEY, PUSHBACK_KEY, WireStatus, from_rpc_error, to_status
+
+VERSION = ModelVersion("digits", 3, "r1", 120, "resnet18", "float32")
+SCORED = (ScoredClass(1, "n1", "one", 0.75), ScoredClass(0, "n0", "zero", 0.25))
+TIMINGS = Timings(1.0, 2.0, 3.0)
+
+
+class FakeRpcError:
+    """What a call raises, as far as `from_rpc_error` looks."""
+
+    def __init__(self, status: WireStatus) -> None:
+        self._status = status
+
+    def code(self) -> grpc.StatusCode:
+        return self._status.code
+
+    def details(self) -> str:
+        return self._status.message
+
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return self._status.trailing_metadata
+
+
+def all_errors() -> list[type[errors.TandemError]]:
+    return [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.TandemError]
+
+
+@pytest.mark.parametrize("kind", all_errors())
+def test_each_error_has_a_status_and_comes_back_as_itself(kind: type[errors.TandemError]) -> None:
+    status = to_status(kind("one line"))
+    assert status.code not in (grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
+    back = from_rpc_error(FakeRpcError(status), "127.0.0.1:1")
+    assert type(back) is kind
+    assert str(back) == "one line"
+
+
+def test_a_wrong_field_travels_in_bad_request() -> None:
+    status = to_status(errors.InvalidPrompt("the prompt is empty", field="prompt"))
+    rich = status_pb2.Status.FromString(dict(status.trailing_metadata)[DETAILS_KEY])
+    wrong = error_details_pb2.BadRequest()
+    assert any(detail.Unpack(wrong) for detail in rich.details)
+    assert [(each.field, each.description) for each in wrong.field_violations] == [("prompt", "the prompt is empty")]
+    back = from_rpc_error(FakeRpcError(status), "")
+    assert isinstance(back, errors.InvalidPrompt)
+    assert back.field == "prompt"
+
+
+def test_a_full_queue_says_when_to_try_again() -> None:
+    status = to_status(QueueFull("full", retry_after_s=0.25))
+    assert status.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    metadata = dict(status.trailing_metadata)
+    assert metadata[PUSHBACK_KEY] == "250"
+    info = error_details_pb2.RetryInfo()
+    assert any(each.Unpack(info) for each in status_pb2.Status.FromString(metadata[DETAILS_KEY]).details)
+    assert info.retry_delay.ToMilliseconds() == 250
+    # The client has no such class; it raises what the code stands for.
+    assert type(from_rpc_error(FakeRpcError(status), "")) is errors.LimitExceeded
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "says"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, errors.ServerUnavailable, "tandem up"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded, "127.0.0.1:9"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.LimitExceeded, "raw"),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.Conflict, "version"),
+        (grpc.StatusCode.INTERNAL, errors.TandemError, "raw"),
+    ],
+)
+def test_statuses_that_are_not_ours_make_one_line(
+    code: grpc.StatusCode, kind: type[errors.TandemError], says: str
+) -> None:
+    error = from_rpc_error(FakeRpcError(WireStatus(code, "raw\n text", ())), "127.0.0.1:9")
+    assert type(error) is kind
+    assert says in str(error)
+    assert "\n" not in str(error)
+
+
+def test_damaged_details_are_passed_over() -> None:
+    status = WireStatus(grpc.StatusCode.NOT_FOUND, "gone", ((DETAILS_KEY, b"\xff\xff"),))
+    assert type(from_rpc_error(FakeRpcError(status), "")) is errors.NotFound
+
+
+def test_a_reason_that_names_no_error_of_ours_is_not_trusted() -> None:
+    rich = status_pb2.Status(code=5, message="x")
+    rich.details.add().Pack(error_details_pb2.ErrorInfo(reason="__doc__", domain="tandem"))
+    status = WireStatus(grpc.StatusCode.NOT_FOUND, "x", ((DETAILS_KEY, rich.SerializeToString()),))
+    assert type(from_rpc_error(FakeRpcError(status), "")) is errors.NotFound
+
+
+def test_answers_survive_the_wire() -> None:
+    answer = Classification(VERSION, (ImageResult("a.png", SCORED), ImageResult("b.png", error="broken")), TIMINGS)
+    assert convert.classification_from_wire(convert.classification_to_wire(answer)) == answer
+    summary = ComparisonSummary(VERSION, VERSION, 3, 1, 1, PairedTable(1, 1, 1, 0))
+    pair = PairResult("a", "n1", SCORED, SCORED[::-1], False)
+    comparison = Comparison((pair, PairResult("b", error="broken")), summary, TIMINGS)
+    assert convert.comparison_from_wire(convert.comparison_to_wire(comparison)) == comparison
+    assert comparison.disagreements == (pair,)
+    unlabelled = ComparisonSummary(VERSION, VERSION, 3, 1, 1, None)
+    assert convert.summary_from_wire(convert.summary_to_wire(unlabelled)) == unlabelled
+    assert (summary + unlabelled).labelled == summary.labelled
+    assert (summary + summary).num_images == 6
+
+
+def test_statistics_travel_with_the_table() -> None:
+    summary = ComparisonSummary(VERSION, VERSION, 10, 10, 0, PairedTable(0, 1, 9, 0))
+    labelled = convert.summary_to_wire(summary).labelled
+    assert labelled.mcnemar_exact_p == pytest.approx(22 / 1024)
+    assert labelled.mcnemar_mid_p == pytest.approx(12 / 1024)
+    assert (labelled.accuracy_a, labelled.accuracy_b) == (0.1, 0.9)
+
+
+def test_texts_and_models_survive_the_wire() -> None:
+    piece = TextPiece(" a b", ("a", "b"))
+    assert convert.generation_from_wire(convert.piece_to_wire(piece)) == piece
+    summary = GenerationSummary(VERSION, 2, 3, 2**64 - 1, "length", ("x",), 1.5, TIMINGS)
+    assert convert.generation_from_wire(convert.generation_to_wire(summary)) == summary
+    assert summary.perplexity == pytest.approx(4.4817, abs=1e-4)
+    info = ModelInfo("m", "classifier", 3, {"best": 2}, (1, 2, 3), (3,))
+    assert convert.info_from_wire(convert.info_to_wire(info)) == info
+    details = ModelDetails(VERSION, "classifier", {"val_loss": 0.5}, 12, ("n0", "n1"), 64, 0)
+    assert convert.details_from_wire(convert.details_to_wire(details)) == details
