@@ -9,18 +9,30 @@ version that answers the first message answers them all.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tandem.errors import DeadlineExceeded, InvalidRequest, LimitExceeded
+from tandem.errors import DeadlineExceeded
 from tandem.wire import convert
-from tandem.wire.limits import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES
+from tandem.wire.limits import CHANNEL_OPTIONS
+from tandem.wire.requests import (
+    Collected,
+    Image,
+    Images,
+    SamplingOptions,
+    classify_request,
+    compare_request,
+    dataset_request,
+    generate_request,
+    image_messages,
+    join_classifications,
+    join_comparisons,
+)
 from tandem.wire.results import (
     Classification,
     Comparison,
@@ -61,9 +73,6 @@ __all__ = [
 ]
 
 DEFAULT_TIMEOUT_S = 60.0
-# Well under what a message may hold, and few enough that an answer comes soon.
-_CHUNK_BYTES = MAX_MESSAGE_BYTES // 4
-_CHUNK_IMAGES = 256
 _OPTIONS = (
     *CHANNEL_OPTIONS,
     # A server that was just started must not be waited for in steps of 20 s.
@@ -73,31 +82,6 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 _SERVING = health_pb2.HealthCheckResponse.SERVING
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Image:
-    """An encoded image; `label` is the id of its true class, where it is known (only compare reads it)."""
-
-    data: bytes
-    name: str = ""
-    label: str = ""
-
-
-Images = Iterable[Image | bytes | tuple[str, bytes]]
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How a text is drawn; see SamplingParameters of the wire contract. `seed` None: the server picks one."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.0
-    seed: int | None = None
-    allow_unknown: bool = False
 
 
 class Client:
@@ -128,21 +112,21 @@ class Client:
         """Return the `top_k` (0: 5) classes of each image; an image that can't be decoded has an error instead."""
         with _errors(self.address):
             answers: list[Classification] = []
-            for chunk in _chunks(images):
-                request = _classify_request(answers[0].model.label if answers else model, chunk, top_k)
+            for chunk in image_messages(images):
+                request = classify_request(answers[0].model.label if answers else model, chunk, top_k)
                 message = self._inference.Classify(request, timeout=self.timeout_s)
                 answers.append(convert.classification_from_wire(message))
-        return _join_classifications(answers)
+        return join_classifications(answers)
 
     def compare(self, model_a: str, model_b: str, images: Images, top_k: int = 0) -> Comparison:
         """Return what two classifiers say of each image, and the summary over all."""
         with _errors(self.address):
             answers: list[Comparison] = []
-            for chunk in _chunks(images):
+            for chunk in image_messages(images):
                 names = (answers[0].summary.a.label, answers[0].summary.b.label) if answers else (model_a, model_b)
-                message = self._inference.Compare(_compare_request(*names, chunk, top_k), timeout=self.timeout_s)
+                message = self._inference.Compare(compare_request(*names, chunk, top_k), timeout=self.timeout_s)
                 answers.append(convert.comparison_from_wire(message))
-        return _join_comparisons(answers)
+        return join_comparisons(answers)
 
     def compare_dataset(
         self, model_a: str, model_b: str, dataset: str, split: str = "val", top_k: int = 0, limit: int = 0
@@ -151,10 +135,10 @@ class Client:
 
         Its results are the images that the two name differently and those that could not be read.
         """
-        request = _dataset_request(model_a, model_b, dataset, split, top_k, limit)
+        request = dataset_request(model_a, model_b, dataset, split, top_k, limit)
         with _errors(self.address):
             call = self._inference.CompareDataset(request)
-            collected = _Collected()
+            collected = Collected()
             try:
                 for message in call:
                     yield collected.take(message)
@@ -165,7 +149,7 @@ class Client:
         self, model: str, prompt: str | None = None, max_words: int = 0, sampling: SamplingOptions | None = None
     ) -> Iterator[TextPiece | GenerationSummary]:
         """Yield the text as it is drawn, then the summary; leaving the loop stops the server's work."""
-        request = _generate_request(model, prompt, max_words, sampling or SamplingOptions())
+        request = generate_request(model, prompt, max_words, sampling or SamplingOptions())
         with _errors(self.address):
             call = self._inference.Generate(request)
             try:
@@ -230,30 +214,30 @@ class AsyncClient:
         """See Client.classify."""
         with _errors(self.address):
             answers: list[Classification] = []
-            for chunk in _chunks(images):
-                request = _classify_request(answers[0].model.label if answers else model, chunk, top_k)
+            for chunk in image_messages(images):
+                request = classify_request(answers[0].model.label if answers else model, chunk, top_k)
                 message = await self._inference.Classify(request, timeout=self.timeout_s)
                 answers.append(convert.classification_from_wire(message))
-        return _join_classifications(answers)
+        return join_classifications(answers)
 
     async def compare(self, model_a: str, model_b: str, images: Images, top_k: int = 0) -> Comparison:
         """See Client.compare."""
         with _errors(self.address):
             answers: list[Comparison] = []
-            for chunk in _chunks(images):
+            for chunk in image_messages(images):
                 names = (answers[0].summary.a.label, answers[0].summary.b.label) if answers else (model_a, model_b)
-                request = _compare_request(*names, chunk, top_k)
+                request = compare_request(*names, chunk, top_k)
                 message = await self._inference.Compare(request, timeout=self.timeout_s)
                 answers.append(convert.comparison_from_wire(message))
-        return _join_comparisons(answers)
+        return join_comparisons(answers)
 
     async def compare_dataset(
         self, model_a: str, model_b: str, dataset: str, split: str = "val", top_k: int = 0, limit: int = 0
     ) -> AsyncIterator[ComparisonProgress | Comparison]:
         """See Client.compare_dataset."""
         with _errors(self.address):
-            call = self._inference.CompareDataset(_dataset_request(model_a, model_b, dataset, split, top_k, limit))
-            collected = _Collected()
+            call = self._inference.CompareDataset(dataset_request(model_a, model_b, dataset, split, top_k, limit))
+            collected = Collected()
             try:
                 async for message in call:
                     yield collected.take(message)
@@ -265,7 +249,7 @@ class AsyncClient:
     ) -> AsyncIterator[TextPiece | GenerationSummary]:
         """See Client.generate."""
         with _errors(self.address):
-            call = self._inference.Generate(_generate_request(model, prompt, max_words, sampling or SamplingOptions()))
+            call = self._inference.Generate(generate_request(model, prompt, max_words, sampling or SamplingOptions()))
             try:
                 async for message in call:
                     yield convert.generation_from_wire(message)
@@ -325,97 +309,3 @@ def _not_serving(model: str, address: str, timeout_s: float) -> DeadlineExceeded
 
 def _health_request(model: str) -> health_pb2.HealthCheckRequest:
     return health_pb2.HealthCheckRequest(service=f"models/{model}" if model else "")
-
-
-def _chunks(images: Images) -> Iterator[list[pb.Image]]:
-    """Yield the images in messages under the limits; one empty message if there are none, for the server to refuse."""
-    chunk: list[pb.Image] = []
-    chunk_bytes = 0
-    num_chunks = 0
-    for image in map(_to_image, images):
-        if len(image.data) > MAX_MESSAGE_BYTES - 4096:
-            raise LimitExceeded(
-                f"{image.name or 'an image'} has {len(image.data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}"
-            )
-        if chunk and (len(chunk) == _CHUNK_IMAGES or chunk_bytes + len(image.data) > _CHUNK_BYTES):
-            yield chunk
-            chunk, chunk_bytes, num_chunks = [], 0, num_chunks + 1
-        chunk.append(pb.Image(data=image.data, name=image.name, label=image.label))
-        chunk_bytes += len(image.data)
-    if chunk or not num_chunks:
-        yield chunk
-
-
-def _to_image(image: Image | bytes | tuple[str, bytes]) -> Image:
-    if isinstance(image, Image):
-        return image
-    return Image(image) if isinstance(image, bytes) else Image(image[1], image[0])
-
-
-def _classify_request(model: str, images: Sequence[pb.Image], top_k: int) -> pb.ClassifyRequest:
-    return _checked(lambda: pb.ClassifyRequest(model=model, images=images, top_k=top_k))
-
-
-def _compare_request(model_a: str, model_b: str, images: Sequence[pb.Image], top_k: int) -> pb.CompareRequest:
-    return _checked(lambda: pb.CompareRequest(model_a=model_a, model_b=model_b, images=images, top_k=top_k))
-
-
-def _dataset_request(
-    model_a: str, model_b: str, dataset: str, split: str, top_k: int, limit: int
-) -> pb.CompareDatasetRequest:
-    return _checked(
-        lambda: pb.CompareDatasetRequest(
-            model_a=model_a, model_b=model_b, dataset=dataset, split=split, top_k=top_k, limit=limit
-        )
-    )
-
-
-def _generate_request(model: str, prompt: str | None, max_words: int, sampling: SamplingOptions) -> pb.GenerateRequest:
-    def build() -> pb.GenerateRequest:
-        parameters = pb.SamplingParameters(
-            max_words=max_words,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            allow_unknown=sampling.allow_unknown,
-        )
-        return pb.GenerateRequest(model=model, prompt=prompt, sampling=parameters)
-
-    return _checked(build)
-
-
-def _checked(build: Callable[[], T]) -> T:
-    """Return the request that `build` makes; raise InvalidRequest for a number that no field holds."""
-    try:
-        return build()
-    except (ValueError, TypeError) as error:
-        raise InvalidRequest(f"the request can't be written: {error}") from error
-
-
-def _join_classifications(answers: Sequence[Classification]) -> Classification:
-    results = tuple(result for answer in answers for result in answer.results)
-    return Classification(answers[0].model, results, sum((answer.timings for answer in answers), Timings()))
-
-
-def _join_comparisons(answers: Sequence[Comparison]) -> Comparison:
-    results = tuple(result for answer in answers for result in answer.results)
-    summary = answers[0].summary
-    for answer in answers[1:]:
-        summary += answer.summary
-    return Comparison(results, summary, sum((answer.timings for answer in answers), Timings()))
-
-
-class _Collected:
-    """The images that CompareDataset has found so far."""
-
-    def __init__(self) -> None:
-        self._found: list[PairResult] = []
-
-    def take(self, message: pb.CompareDatasetResponse) -> ComparisonProgress | Comparison:
-        """Keep what `message` found; return the progress that it says, or the whole result with the last one."""
-        self._found += convert.pairs_from_wire(message.disagreements)
-        if not message.HasField("summary"):
-            return ComparisonProgress(message.num_done, message.num_images)
-        summary = convert.summary_from_wire(message.summary)
-        return Comparison(tuple(self._found), summary, convert.timings_from_wire(message.timings))

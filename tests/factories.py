@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def language_card(
         dataset_fingerprint="0" * 64,
         metrics={"val_loss": 2.0},
         library_versions={"torch": torch.__version__},
-        model=model,  # type: ignore[arg-type]
+        model=model,
         vocabulary_size=vocabulary_size,
         embedding_size=16,
         hidden_size=16,
@@ -82,7 +83,8 @@ def _classifier_bytes(arch: str, num_classes: int, seed: int) -> bytes:
     network = build_network(classifier_card(arch, [f"n{number:02}" for number in range(num_classes)]))
     if arch.startswith("squeezenet"):
         # Its head's own start is so small that every image gets almost the same answer.
-        torch.nn.init.normal_(network.classifier[1].weight, std=0.5)  # type: ignore[arg-type, index, union-attr]
+        head: Any = network.classifier
+        torch.nn.init.normal_(head[1].weight, std=0.5)
     return to_bytes(bare_state(network))
 
 

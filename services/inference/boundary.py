@@ -71,7 +71,6 @@ class Boundary(grpc.aio.ServerInterceptor):
                 await self._refuse(context, method, error)
                 raise
             finally:
-                # At once, not when the collector comes round: it holds a place in the queue.
                 await answers.aclose()
 
         return call

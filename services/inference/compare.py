@@ -4,7 +4,7 @@ Classes are matched by their ids, so the two models may order them differently o
 """
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,7 +104,7 @@ async def compare_dataset(
     top_k: int,
     limit: int,
     deadline: float | None,
-) -> AsyncIterator[DatasetStep]:
+) -> AsyncGenerator[DatasetStep, None]:
     """Compare on a split of a dataset; yield progress about each second, and the summary last."""
     top_k = check_top_k(top_k)
     files = _split_files(engine, dataset, split or DEFAULT_SPLIT, limit)

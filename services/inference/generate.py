@@ -6,7 +6,7 @@ classifiers share it. A slow reader holds up none but itself: its next turn is a
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -73,7 +73,7 @@ class Sequence:
 
 async def generate(
     engine: Engine, reference: str, prompt: str | None, max_words: int, sampling: Sampling, deadline: float | None
-) -> AsyncIterator[TextPiece | GenerationSummary]:
+) -> AsyncGenerator[TextPiece | GenerationSummary, None]:
     """Yield the text as it is drawn, then the summary. Every drawn token counts as a word, `<eos>` too."""
     max_words = check_max_words(max_words)
     _check_prompt(prompt)

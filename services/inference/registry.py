@@ -167,7 +167,9 @@ class ServingRegistry:
     def _drop_least_recent(self) -> None:
         while len(self._loaded) > self._max_loaded:
             _, dropped = self._loaded.popitem(last=False)
-            self._pointers = {reference: served for reference, served in self._pointers.items() if served != dropped}
+            self._pointers = {
+                reference: served for reference, served in self._pointers.items() if served is not dropped
+            }
             log.info("%s dropped from memory: %d versions are the limit", dropped.located.label, self._max_loaded)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -60,11 +61,13 @@ class InferenceServicer(rpc.InferenceServicer):
             request.limit,
             _deadline(context),
         )
-        async for step in steps:
-            message = convert.dataset_progress_to_wire(step.progress, step.found)
-            if step.summary is not None:
-                message.MergeFrom(convert.dataset_end_to_wire(step.summary, step.timings))
-            yield message
+        # Closed with the call, not when the collector comes round: it holds a place in the queue.
+        async with aclosing(steps):
+            async for step in steps:
+                message = convert.dataset_progress_to_wire(step.progress, step.found)
+                if step.summary is not None:
+                    message.MergeFrom(convert.dataset_end_to_wire(step.summary, step.timings))
+                yield message
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """Text, as it is drawn."""
@@ -77,11 +80,12 @@ class InferenceServicer(rpc.InferenceServicer):
             _sampling(parameters),
             _deadline(context),
         )
-        async for piece in pieces:
-            if isinstance(piece, TextPiece):
-                yield convert.piece_to_wire(piece)
-            else:
-                yield convert.generation_to_wire(piece)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if isinstance(piece, TextPiece):
+                    yield convert.piece_to_wire(piece)
+                else:
+                    yield convert.generation_to_wire(piece)
 
 
 class ModelsServicer(rpc.ModelsServicer):

@@ -9,9 +9,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.inference.registry import FAILURE_MEMORY_S, ServingRegistry
+from tandem.jobs.store import MODELS_STREAM
 
 SCAN_INTERVAL_S = 1.0
-STREAM = "tandem:models"
 _BLOCK_S = 5.0
 _MAX_BACKOFF_S = 10.0
 
@@ -94,7 +94,7 @@ async def listen(find_url: Callable[[], str | None], wake: asyncio.Event) -> Non
 async def _read(redis: "Redis", wake: asyncio.Event) -> None:
     last = "$"
     while True:
-        answer = await redis.xread({STREAM: last}, count=100, block=int(_BLOCK_S * 1000))
+        answer = await redis.xread({MODELS_STREAM: last}, count=100, block=int(_BLOCK_S * 1000))
         for entries in answer.values() if isinstance(answer, dict) else (each[1] for each in answer or ()):
             last = _last_id(entries) or last
             wake.set()

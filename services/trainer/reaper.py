@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from tandem.errors import BrokerUnavailable, Conflict, VolumeUnavailable
 from tandem.jobs import record as machine
+from tandem.jobs.queue import priority_keys
 from tandem.jobs.record import JobRecord, State
 from tandem.jobs.runs import mirror, read_mirror
 from tandem.jobs.store import JobStore
@@ -52,11 +53,14 @@ class Reaper:
             return False
         if record.state is State.RUNNING:
             return self._requeue(record)
-        if record.state is State.QUEUED and _age_s(record) > _WAITING_S and not self._store.queue_length(record.queue):
+        if record.state is State.QUEUED and _age_s(record) > _WAITING_S and not self._has_messages(record.queue):
             log.warning("run %s waited with no message: sent again", run_id)
             self._send(record)
             return True
         return False
+
+    def _has_messages(self, queue: str) -> bool:
+        return self._store.count_messages(priority_keys(queue)) > 0
 
     def _requeue(self, record: JobRecord) -> bool:
         try:

@@ -162,9 +162,9 @@ class Demo:
         from tandem.demo.plan import IMAGES, MODEL_A, MODEL_B
 
         self._head(f"5. Compare: {MODEL_A} and {MODEL_B} on the same val images")
-        comparison = [
+        comparison = next(
             each for each in client.compare_dataset(MODEL_A, MODEL_B, IMAGES) if isinstance(each, Comparison)
-        ][0]
+        )
         summary = comparison.summary
         agreement = 1 - summary.num_disagreements / max(summary.num_images, 1)
         self._say(

@@ -9,7 +9,8 @@ import click
 
 from tandem.cli.calls import open_client, version_document
 from tandem.cli.output import json_option, print_json
-from tandem.volume import replace_file, volume_errors
+from tandem.errors import InvalidRequest
+from tandem.volume import replace_file
 
 if TYPE_CHECKING:
     from tandem.client import GenerationSummary, TextPiece
@@ -44,6 +45,8 @@ def generate(
     is {"summary": {text, num_words, seed, perplexity, model, num_prompt_tokens, unknown_words, finish_reason}}.
     --output writes a UTF-8 file of the words drawn, `<eos>` for an end of line, whole or not at all.
     """
+    if output is not None and not output.absolute().parent.is_dir():
+        raise InvalidRequest(f"can't write {output}: there is no folder {output.absolute().parent}")
     with open_client() as client:
         from tandem.client import SamplingOptions
 
@@ -119,5 +122,7 @@ class _Lines:
 
 def _write(path: Path, words: list[str]) -> None:
     lines = [" ".join(words[first : first + WORDS_A_LINE]) for first in range(0, len(words), WORDS_A_LINE)]
-    with volume_errors(path):
+    try:
         replace_file(path, ("\n".join(lines) + "\n").encode())
+    except OSError as error:
+        raise InvalidRequest(f"can't write {path}: {error.strerror}") from error

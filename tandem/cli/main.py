@@ -1,7 +1,6 @@
 """Entry point of the `tandem` command: finds the noun, and turns errors into one line and an exit code."""
 
 import importlib
-import os
 import signal
 import sys
 
@@ -30,11 +29,11 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is run, not before."""
 
-    def list_commands(self, context: click.Context) -> list[str]:
+    def list_commands(self, _: click.Context) -> list[str]:
         """Return the nouns in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
         """Import the module of command `name` and return its command."""
         if name not in COMMANDS:
             return None
@@ -42,7 +41,7 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -81,8 +80,4 @@ def main() -> None:
         code = 1
     except (KeyboardInterrupt, click.Abort):
         code = 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader (head, less) has gone; nothing is wrong, and Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+_PIPE_WIDTH = 1000
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -31,7 +33,11 @@ def console(stderr: bool = False) -> "Console":
     """Return a rich console on stdout or stderr; rich is imported here because it takes 0.1 s."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    # Into a pipe a table goes unwrapped, so that grep finds whole lines.
+    return Console(
+        stderr=stderr, highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else _PIPE_WIDTH
+    )
 
 
 def table(*columns: str) -> "Table":

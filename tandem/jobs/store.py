@@ -169,12 +169,10 @@ class JobStore:
         with self._errors():
             self._redis.xadd(MODELS_STREAM, {"name": name, "version": version}, maxlen=_STREAM_LENGTH)
 
-    def queue_length(self, queue: str) -> int:
-        """Return how many messages wait in a Celery queue, over its priorities."""
-        from tandem.jobs.queue import priority_keys
-
+    def count_messages(self, keys: list[str]) -> int:
+        """Return how many messages wait in these lists: a Celery queue's, one for each priority."""
         with self._errors():
-            return sum(self._redis.llen(key) for key in priority_keys(queue))
+            return sum(self._redis.llen(key) for key in keys)
 
     def beat(self, worker: str, ttl_s: float, facts: dict[str, Any]) -> None:
         """Say that a worker lives."""

@@ -2,52 +2,91 @@
 
 import signal
 import socket
-import subprocess
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from factories import png, publish_classifier, publish_language_model
-from inference_server import COMMAND, ROOT, environment, start_server, wait_for
+from inference_server import start_server, wait_for
 
+from services.inference.server import check_loopback, parse_listen, running_server
+from services.inference.server import main as server_main
 from tandem.client import Client, GenerationSummary, SamplingOptions, TextPiece
-from tandem.errors import TandemError
+from tandem.errors import Conflict, TandemError
+from tandem.settings import Settings
 from tandem.volume import Volume
 
 
-def refused(tmp_path: Path, *arguments: str, **changes: str) -> str:
-    """Run a server that is to exit with 1; return its one line."""
-    done = subprocess.run(
-        [*COMMAND, "--home", str(tmp_path), *arguments],
-        cwd=ROOT,
-        env=environment(**changes),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the server's main, which is to exit with 1; return its one line."""
+    monkeypatch.setattr(sys, "argv", ["server", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        server_main()
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
     return line
 
 
-def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    for name in ("TANDEM_LISTEN", "TANDEM_DEVICE", "TANDEM_ALLOW_INSECURE_LISTEN", "TANDEM_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_port_in_use_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = refused(tmp_path, "--listen", f"127.0.0.1:{port}")
+        line = refused(monkeypatch, capsys, "--listen", f"127.0.0.1:{port}")
     assert line.startswith(f"tandem: can't listen on 127.0.0.1:{port}: Address already in use; choose another")
 
 
-def test_other_machines_are_kept_out(tmp_path: Path) -> None:
-    line = refused(tmp_path, "--listen", "0.0.0.0:0")
-    assert "not a loopback address" in line
-    assert "TANDEM_ALLOW_INSECURE_LISTEN" in line
+async def test_two_servers_never_share_a_port(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"TANDEM_LISTEN": "127.0.0.1:0", "TANDEM_HOME": str(tmp_path)})
+    async with running_server(settings) as first:
+        with pytest.raises(Conflict, match="Address already in use"):
+            async with running_server(replace(settings, listen=first.address)):
+                pass
 
 
-def test_nonsense_in_the_environment_is_one_clear_line(tmp_path: Path) -> None:
-    assert "TANDEM_DEVICE='tpu'" in refused(tmp_path, "--listen", "127.0.0.1:0", TANDEM_DEVICE="tpu")
+@pytest.mark.parametrize(
+    ("listen", "says"),
+    [
+        ("0.0.0.0:0", "not a loopback address"),
+        ("192.0.2.1:0", "TANDEM_ALLOW_INSECURE_LISTEN=1"),
+        ("[::]:0", "not a loopback address"),
+        ("example.org:80", "not a loopback address"),
+        ("127.0.0.1", "write HOST:PORT"),
+        (":8500", "write HOST:PORT"),
+        ("127.0.0.1:99999", "write HOST:PORT"),
+        ("127.0.0.1:http", "write HOST:PORT"),
+    ],
+)
+def test_addresses_that_make_no_sense_or_open_a_door(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], listen: str, says: str
+) -> None:
+    assert says in refused(monkeypatch, capsys, "--listen", listen)
+
+
+def test_where_the_network_is_closed_it_may_listen_to_all() -> None:
+    check_loopback("0.0.0.0", allow_insecure=True)
+    for host in ("127.0.0.1", "127.0.0.2", "localhost", "::1"):
+        check_loopback(host, allow_insecure=False)
+    assert parse_listen("[::1]:8500") == ("::1", 8500)
+
+
+@pytest.mark.parametrize(("name", "value"), [("TANDEM_DEVICE", "tpu"), ("TANDEM_LOG_LEVEL", "LOUD")])
+def test_nonsense_in_the_environment_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert f"{name}={value!r}" in refused(monkeypatch, capsys, "--listen", "127.0.0.1:0")
 
 
 def test_a_text_under_way_is_finished_when_the_server_is_told_to_stop(tmp_path: Path) -> None:
@@ -58,12 +97,12 @@ def test_a_text_under_way_is_finished_when_the_server_is_told_to_stop(tmp_path: 
     try:
         with Client(server.address) as client:
             client.wait_until_serving("words")
-            steps = client.generate("words", None, 2000, SamplingOptions(seed=1))
+            steps = client.generate("words", None, 1000, SamplingOptions(seed=1))
             assert isinstance(next(steps), TextPiece)
             server.process.send_signal(signal.SIGTERM)
             *_, last = steps
             assert isinstance(last, GenerationSummary)
-            assert last.num_words == 2000
+            assert last.num_words == 1000
             assert server.process.wait(10) == 0
             with pytest.raises(TandemError):
                 client.list_models()

@@ -182,11 +182,11 @@ def test_foreign_files_under_a_right_manifest_are_refused(
 def test_foreign_keys_and_shapes_are_refused() -> None:
     network = build_network(language_card("GRU", 20))
     state = bare_state(network)
-    with pytest.raises(CheckpointCorrupt, match="lack head.bias"):
+    with pytest.raises(CheckpointCorrupt, match=r"lack head\.bias"):
         load_weights(network, {name: tensor for name, tensor in state.items() if name != "head.bias"})
     with pytest.raises(CheckpointCorrupt, match=r"unknown module\.x"):
         load_weights(network, {**state, "module.x": torch.zeros(1)})
-    with pytest.raises(CheckpointCorrupt, match="another shape of head.bias"):
+    with pytest.raises(CheckpointCorrupt, match=r"another shape of head\.bias"):
         load_weights(network, {**state, "head.bias": torch.zeros(3)})
 
 

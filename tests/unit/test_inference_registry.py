@@ -1,4 +1,4 @@
-"""The table of loaded models, with a loader that reads nothing: which versions are served, and when they are swapped."""
+"""The table of loaded models, with a loader that reads nothing: what is served, and when it is swapped."""
 
 import asyncio
 import logging

@@ -1,5 +1,7 @@
 """The forward contract: fed whole or in pieces of any length, a text gives the same logits."""
 
+from typing import Any
+
 import pytest
 import torch
 from factories import MODELS, language_card
@@ -11,7 +13,7 @@ from tandem.models.language_models import detach
 LENGTH = 30
 
 
-def network_of(model: str, **changes: object) -> nn.Module:
+def network_of(model: str, **changes: Any) -> nn.Module:
     torch.manual_seed(3)
     network = build_network(language_card(model, 20, **changes)).eval()
     for parameter in network.parameters():
@@ -84,7 +86,7 @@ def test_tied_weights_are_stored_once_and_tied_again(model: str) -> None:
     network = network_of(model, tied=True)
     state = bare_state(network)
     assert ("head.weight" in state) != ("embedding.weight" in state)
-    loaded = build_network(language_card(model, 20, tied=True)).eval()
+    loaded: Any = build_network(language_card(model, 20, tied=True)).eval()
     load_weights(loaded, from_bytes(to_bytes(state)))
     assert loaded.head.weight is loaded.embedding.weight
     token_ids = torch.randint(0, 20, (1, 9))

@@ -1,0 +1,1 @@
+"""Benchmarks: each file carries its claim; RESULTS.md has the figures."""

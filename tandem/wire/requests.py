@@ -1,0 +1,141 @@
+"""What clients send, built and joined: images in messages under the limits, and the answers to them put together."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tandem.errors import InvalidRequest, LimitExceeded
+from tandem.wire import convert
+from tandem.wire.limits import MAX_MESSAGE_BYTES
+from tandem.wire.results import Classification, Comparison, ComparisonProgress, PairResult, Timings
+from tandem.wire.v1 import inference_pb2 as pb
+
+# Well under what a message may hold, and few enough that an answer comes soon.
+_CHUNK_BYTES = MAX_MESSAGE_BYTES // 4
+_CHUNK_IMAGES = 256
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An encoded image; `label` is the id of its true class, where it is known (only compare reads it)."""
+
+    data: bytes
+    name: str = ""
+    label: str = ""
+
+
+Images = Iterable[Image | bytes | tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a text is drawn; see SamplingParameters of the wire contract. `seed` None: the server picks one."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+    seed: int | None = None
+    allow_unknown: bool = False
+
+
+def image_messages(images: Images) -> Iterator[list[pb.Image]]:
+    """Yield the images in messages under the limits; one empty message if there are none, for the server to refuse."""
+    chunk: list[pb.Image] = []
+    chunk_bytes = 0
+    num_chunks = 0
+    for image in map(_to_image, images):
+        if len(image.data) > MAX_MESSAGE_BYTES - 4096:
+            raise LimitExceeded(
+                f"{image.name or 'an image'} has {len(image.data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}"
+            )
+        if chunk and (len(chunk) == _CHUNK_IMAGES or chunk_bytes + len(image.data) > _CHUNK_BYTES):
+            yield chunk
+            chunk, chunk_bytes, num_chunks = [], 0, num_chunks + 1
+        chunk.append(pb.Image(data=image.data, name=image.name, label=image.label))
+        chunk_bytes += len(image.data)
+    if chunk or not num_chunks:
+        yield chunk
+
+
+def _to_image(image: Image | bytes | tuple[str, bytes]) -> Image:
+    if isinstance(image, Image):
+        return image
+    return Image(image) if isinstance(image, bytes) else Image(image[1], image[0])
+
+
+def classify_request(model: str, images: Sequence[pb.Image], top_k: int) -> pb.ClassifyRequest:
+    """Return the request of Classify."""
+    return _checked(lambda: pb.ClassifyRequest(model=model, images=images, top_k=top_k))
+
+
+def compare_request(model_a: str, model_b: str, images: Sequence[pb.Image], top_k: int) -> pb.CompareRequest:
+    """Return the request of Compare."""
+    return _checked(lambda: pb.CompareRequest(model_a=model_a, model_b=model_b, images=images, top_k=top_k))
+
+
+def dataset_request(
+    model_a: str, model_b: str, dataset: str, split: str, top_k: int, limit: int
+) -> pb.CompareDatasetRequest:
+    """Return the request of CompareDataset."""
+    return _checked(
+        lambda: pb.CompareDatasetRequest(
+            model_a=model_a, model_b=model_b, dataset=dataset, split=split, top_k=top_k, limit=limit
+        )
+    )
+
+
+def generate_request(model: str, prompt: str | None, max_words: int, sampling: SamplingOptions) -> pb.GenerateRequest:
+    """Return the request of Generate."""
+
+    def build() -> pb.GenerateRequest:
+        parameters = pb.SamplingParameters(
+            max_words=max_words,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            allow_unknown=sampling.allow_unknown,
+        )
+        return pb.GenerateRequest(model=model, prompt=prompt, sampling=parameters)
+
+    return _checked(build)
+
+
+def _checked(build: Callable[[], T]) -> T:
+    """Return the request that `build` makes; raise InvalidRequest for a number that no field holds."""
+    try:
+        return build()
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"the request can't be written: {error}") from error
+
+
+def join_classifications(answers: Sequence[Classification]) -> Classification:
+    """Return one answer for the answers to all messages, one or more."""
+    results = tuple(result for answer in answers for result in answer.results)
+    return Classification(answers[0].model, results, sum((answer.timings for answer in answers), Timings()))
+
+
+def join_comparisons(answers: Sequence[Comparison]) -> Comparison:
+    """Return one answer for the answers to all messages, one or more."""
+    results = tuple(result for answer in answers for result in answer.results)
+    summary = answers[0].summary
+    for answer in answers[1:]:
+        summary += answer.summary
+    return Comparison(results, summary, sum((answer.timings for answer in answers), Timings()))
+
+
+class Collected:
+    """The images that CompareDataset has found so far."""
+
+    def __init__(self) -> None:
+        self._found: list[PairResult] = []
+
+    def take(self, message: pb.CompareDatasetResponse) -> ComparisonProgress | Comparison:
+        """Keep what `message` found; return the progress that it says, or the whole result with the last one."""
+        self._found += convert.pairs_from_wire(message.disagreements)
+        if not message.HasField("summary"):
+            return ComparisonProgress(message.num_done, message.num_images)
+        summary = convert.summary_from_wire(message.summary)
+        return Comparison(tuple(self._found), summary, convert.timings_from_wire(message.timings))

@@ -1,0 +1,115 @@
+"""Classify, over gRPC, against a real server with real checkpoints of small networks."""
+
+import grpc
+import pytest
+from factories import png
+from inference_server import ServerProcess
+
+from tandem.client import Client
+from tandem.errors import (
+    DeadlineExceeded,
+    InvalidReference,
+    InvalidRequest,
+    LimitExceeded,
+    ModelNotFound,
+    RunNotFound,
+    TandemError,
+)
+from tandem.wire.v1 import inference_pb2 as pb
+from tandem.wire.v1 import inference_pb2_grpc as rpc
+
+pytest_plugins = ["inference_fixtures"]
+
+
+def test_one_image(client: Client) -> None:
+    answer = client.classify("a", [("one.png", png(1))])
+    assert (answer.model.label, answer.model.architecture, answer.model.dtype) == (
+        "a:1",
+        "squeezenet1_1",
+        "float32",
+    )
+    (result,) = answer.results
+    assert result.name == "one.png"
+    assert len(result.top_k) == 5
+    assert sum(each.probability for each in result.top_k) == pytest.approx(1, abs=1e-5)
+    assert sorted(result.top_k, key=lambda each: -each.probability) == list(result.top_k)
+    assert result.top_k[0].words == f"thing {result.top_k[0].id[1:]}"
+    assert answer.timings.compute_ms > 0
+
+
+def test_alone_and_among_forty_the_probabilities_are_identical(client: Client) -> None:
+    for model in ("a", "three"):
+        together = client.classify(model, [png(number) for number in range(41)]).results
+        alone = [client.classify(model, [png(number)]).results[0] for number in range(41)]
+        assert tuple(alone) == together
+
+
+def test_a_broken_image_fails_alone(client: Client) -> None:
+    images = [png(0), b"junk", png(1), b"", png(2)[:200]]
+    results = client.classify("a", images).results
+    assert [bool(result.error) for result in results] == [False, True, False, True, True]
+    assert results[0] == client.classify("a", [png(0)]).results[0]
+    assert all(not result.top_k for result in results if result.error)
+
+
+def test_all_broken_is_still_an_answer(client: Client) -> None:
+    assert all(result.error for result in client.classify("a", [b"x", b"y"]).results)
+
+
+def test_top_k(client: Client) -> None:
+    assert [len(client.classify("three", [png(1)], top_k).results[0].top_k) for top_k in (0, 1, 2, 99)] == [
+        3,
+        1,
+        2,
+        3,
+    ]
+    with pytest.raises(InvalidRequest, match="top_k is -1") as caught:
+        client.classify("a", [png(1)], -1)
+    assert caught.value.field == "top_k"
+
+
+def test_many_go_out_in_several_messages(client: Client) -> None:
+    answer = client.classify("a", [(str(number), png(number % 5)) for number in range(600)], 1)
+    assert [result.name for result in answer.results] == [str(number) for number in range(600)]
+
+
+@pytest.mark.parametrize(
+    ("reference", "kind"),
+    [
+        ("nope", ModelNotFound),
+        ("a:9", ModelNotFound),
+        ("a@production", ModelNotFound),
+        ("run:nope", RunNotFound),
+        ("../a", InvalidReference),
+        ("", InvalidReference),
+        ("LSTM", InvalidRequest),
+    ],
+)
+def test_a_wrong_model(client: Client, reference: str, kind: type[TandemError]) -> None:
+    with pytest.raises(kind):
+        client.classify(reference, [png(0)])
+
+
+def test_no_images_and_too_many(server: ServerProcess, client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="no images"):
+        client.classify("a", [])
+    with grpc.insecure_channel(server.address) as channel:
+        stub = rpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.RpcError, match="limit is 1024"):
+            stub.Classify(pb.ClassifyRequest(model="a", images=[pb.Image(data=b"x")] * 1025))
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Classify(pb.ClassifyRequest(model="a", images=[pb.Image(data=bytes(65 << 20))]))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(LimitExceeded):
+        client.classify("a", [bytes(65 << 20)])
+
+
+def test_a_deadline_is_honoured(server: ServerProcess) -> None:
+    with Client(server.address, timeout_s=0.002) as hasty, pytest.raises(DeadlineExceeded):
+        hasty.classify("a", [png(number) for number in range(200)])
+
+
+def test_a_run_is_a_model_too(client: Client) -> None:
+    answer = client.classify("run:run-a/1", [png(0)])
+    assert answer.model.label == "run:run-a/1"
+    assert answer.results == client.classify("a", [png(0)]).results

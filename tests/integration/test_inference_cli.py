@@ -1,0 +1,186 @@
+"""What a person types: classify, compare, generate and models, against a real server."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import CLASS_IDS, png
+from inference_server import BROKEN_PLACES, ServerProcess, environment
+
+from tandem.cli.main import main
+from tandem.client import Client
+
+pytest_plugins = ["inference_fixtures"]
+
+
+class Terminal:
+    """Runs the command in this process, as the console script does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object, code: int = 0) -> str:
+        """Run `tandem ARGUMENTS`, which is to exit with `code`; return stdout, or the one line of a failure."""
+        self._monkeypatch.setattr(sys, "argv", ["tandem", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = self._capsys.readouterr()
+        assert caught.value.code == code, printed.err
+        if code == 0:
+            return printed.out
+        if code == 1:
+            assert printed.err.startswith("tandem: ")
+            assert printed.err.count("\n") == 1
+        return printed.err
+
+    def json(self, *arguments: object) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+
+@pytest.fixture
+def tandem(
+    server: ServerProcess, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Terminal:
+    monkeypatch.setenv("TANDEM_HOME", str(server.volume.home))
+    monkeypatch.setenv("TANDEM_INFERENCE_ADDRESS", server.address)
+    return Terminal(monkeypatch, capsys)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / CLASS_IDS[number] / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        path.write_bytes(png(number))
+    return paths
+
+
+def test_classify(tandem: Terminal, pictures: list[Path]) -> None:
+    printed = tandem("classify", "a", *pictures, "--top-k", "2")
+    assert "a:1 (squeezenet1_1, float32)" in printed
+    assert all(str(path) in printed for path in pictures)
+    assert printed.count("%") == 6
+    document = tandem.json("classify", "a", pictures[0])
+    assert document["model"]["version"] == 1
+    (result,) = document["results"]
+    assert result["file"] == str(pictures[0])
+    assert len(result["top_k"]) == 5
+    assert result["error"] is None
+
+
+def test_classify_names_what_fails(tandem: Terminal, pictures: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"junk")
+    assert f"{broken}: not an image" in tandem("classify", "a", pictures[0], broken, code=1)
+    assert "no image /nowhere/x.png" in tandem("classify", "a", "/nowhere/x.png", code=1)
+    assert "is a folder" in tandem("classify", "a", tmp_path, code=1)
+    assert "no model 'x' in the registry" in tandem("classify", "x", pictures[0], code=1)
+    assert "is a language model" in tandem("classify", "LSTM", pictures[0], code=1)
+    assert "Missing argument" in tandem("classify", "a", code=2)
+
+
+def test_compare_images(tandem: Terminal, pictures: list[Path]) -> None:
+    document = tandem.json("compare", "a", "b", *pictures, "--labels-from-folders")
+    assert document["num_images"] == 3
+    assert document["num_disagreements"] == len(document["disagreements"])
+    assert document["mcnemar"]["num_labelled"] == 3
+    assert document["a"]["name"] == "a"
+    assert 0 <= document["a"]["accuracy"] <= 1
+    assert tandem.json("compare", "a", "a", *pictures)["num_disagreements"] == 0
+    assert tandem.json("compare", "a", "b", *pictures)["mcnemar"] is None
+    assert "they agree on" in tandem("compare", "a", "b", *pictures)
+
+
+def test_compare_on_a_dataset(tandem: Terminal) -> None:
+    document = tandem.json("compare", "a", "b", "--data", "shapes")
+    assert (document["num_images"], document["num_errors"]) == (68, 2)
+    assert {error["file"] for error in document["errors"]} == {
+        f"val/{CLASS_IDS[place % 5]}/val_{place}.png" for place in BROKEN_PLACES
+    }
+    for each in document["disagreements"]:
+        assert each["a"]["id"] != each["b"]["id"]
+        assert each["label"] == each["file"].split("/")[1]
+    printed = tandem("compare", "a", "b", "--data", "shapes", "--limit", "20")
+    assert "McNemar p" in printed
+    assert "1 can't be read" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["x.png", "--data", "shapes"], ["x.png", "--limit", "3"], ["--data", "shapes", "--labels-from-folders"]],
+)
+def test_compare_wrong_usage(tandem: Terminal, arguments: list[str]) -> None:
+    assert "Usage" in tandem("compare", "a", "b", *arguments, code=2)
+
+
+def test_generate(tandem: Terminal, tmp_path: Path) -> None:
+    output = tmp_path / "text.txt"
+    options = ("generate", "LSTM", "--prompt", "the cat", "--words", "45", "--seed", "3")
+    text = tandem(*options, "--output", output)
+    assert text.startswith("the cat")
+    lines = output.read_text("utf-8").splitlines()
+    assert [len(line.split()) for line in lines] == [20, 20, 5]
+    *pieces, last = [json.loads(line) for line in tandem(*options, "--json").splitlines()]
+    summary = last["summary"]
+    assert "".join(piece["text"] for piece in pieces) == summary["text"]
+    assert f"the cat{summary['text']}\n" == text
+    assert (summary["num_words"], summary["seed"]) == (45, 3)
+    assert [word for piece in pieces for word in piece["words"]] == " ".join(lines).split()
+
+
+def test_generate_says_what_is_wrong(tandem: Terminal, tmp_path: Path) -> None:
+    assert "the prompt is empty" in tandem("generate", "LSTM", "--prompt", "", code=1)
+    assert "a:1 is a classifier" in tandem("generate", "a", code=1)
+    assert "temperature is -1.0" in tandem("generate", "LSTM", "--temperature", "-1", code=1)
+    assert "100,000" in tandem("generate", "LSTM", "--words", "100001", code=1)
+    assert "no folder" in tandem("generate", "LSTM", "--output", tmp_path / "no" / "x.txt", code=1)
+    assert "Invalid value" in tandem("generate", "LSTM", "--words", "many", code=2)
+
+
+def test_interrupted_it_keeps_what_is_on_the_screen_and_writes_no_file(server: ServerProcess, tmp_path: Path) -> None:
+    output = tmp_path / "text.txt"
+    command = [sys.executable, "-c", "from tandem.cli.main import main; main()"]
+    process = subprocess.Popen(
+        [*command, "generate", "LSTM", "--words", "100000", "--output", str(output)],
+        env=environment(TANDEM_INFERENCE_ADDRESS=server.address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    seen = process.stdout.read(200)
+    process.send_signal(signal.SIGINT)
+    started_at = time.monotonic()
+    _, complaints = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert time.monotonic() - started_at < 5
+    assert len(seen) == 200
+    assert b"Traceback" not in complaints
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models(tandem: Terminal) -> None:
+    models = {each["name"]: each for each in tandem.json("models", "list")}
+    assert models["a"]["kind"] == "classifier"
+    assert models["LSTM"]["latest"] == 1
+    assert models["a"]["aliases"] == {"latest": 1, "best": 1}
+    card = tandem.json("models", "show", "a")
+    assert (card["version"], card["arch"], len(card["classes"])) == (1, "squeezenet1_1", 5)
+    assert "thing 00, thing 01" in tandem("models", "show", "a:1")
+    assert "language model" in tandem("models", "list")
+    assert "no model 'x'" in tandem("models", "show", "x", code=1)
+    assert "no model reference" in tandem("models", "show", "../x", code=1)
+
+
+def test_no_server_and_no_address(
+    tandem: Terminal, pictures: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TANDEM_INFERENCE_ADDRESS", "127.0.0.1:1")
+    assert "no inference server answers at 127.0.0.1:1" in tandem("classify", "a", pictures[0], code=1)
+    monkeypatch.delenv("TANDEM_INFERENCE_ADDRESS")
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    assert "no inference server: start the system" in tandem("classify", "a", pictures[0], code=1)

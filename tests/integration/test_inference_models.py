@@ -1,0 +1,84 @@
+"""The Models service, health, reflection, and models that come and break while the server runs."""
+
+import json
+from typing import Any
+
+import grpc
+import pytest
+from factories import CLASS_IDS, break_weights, png, publish_classifier
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from inference_server import ServerProcess, wait_for
+
+from tandem.client import Client
+from tandem.errors import CheckpointCorrupt, DeadlineExceeded, ModelNotFound, ServerUnavailable
+
+pytest_plugins = ["inference_fixtures"]
+
+
+def test_list_and_get(client: Client) -> None:
+    models = {model.name: model for model in client.list_models()}
+    assert models["a"].kind == "classifier"
+    assert models["LSTM"].kind == "language_model"
+    assert models["a"].aliases == {"latest": 1, "best": 1}
+    assert models["a"].loaded == (1,)
+    details = client.get_model("b")
+    assert details.class_ids == CLASS_IDS[::-1]
+    assert (details.image_size, details.vocabulary_size) == (32, 0)
+    assert client.get_model("LSTM").vocabulary_size > 10
+    with pytest.raises(ModelNotFound):
+        client.get_model("nope")
+
+
+def test_health_and_reflection(server: ServerProcess, client: Client) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        # Its stub for types lacks Check.
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "tandem.v1.Inference", "models/a", "models/LSTM"):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="models/nope"))
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        assert {"tandem.v1.Inference", "tandem.v1.Models", "grpc.health.v1.Health"} <= set(
+            ProtoReflectionDescriptorDatabase(channel).get_services()
+        )
+    with pytest.raises(DeadlineExceeded, match="'nope' is not served"):
+        client.wait_until_serving("nope", timeout_s=0.3)
+
+
+def test_models_appear_and_are_swapped_without_a_restart(server: ServerProcess, client: Client) -> None:
+    with pytest.raises(ModelNotFound):
+        client.classify("new", [png(0)])
+    publish_classifier(server.volume, "new", "run-new-1", seed=3)
+    client.wait_until_serving("new", timeout_s=10)
+    assert client.classify("new", [png(0)]).model.version == 1
+    publish_classifier(server.volume, "new", "run-new-2", seed=4)
+    wait_for(lambda: client.classify("new", [png(0)]).model.version == 2)
+    assert client.classify("new:1", [png(0)]).model.version == 1
+
+
+def test_a_broken_version_is_refused_and_the_old_one_goes_on(server: ServerProcess, client: Client) -> None:
+    publish_classifier(server.volume, "torn", "run-torn-1", seed=5)
+    client.wait_until_serving("torn", timeout_s=10)
+    before = client.classify("torn", [png(0)])
+    # Broken before it is published, so that the server never sees it whole.
+    version = publish_classifier(server.volume, "staged", "run-torn-2", seed=6)
+    break_weights(server.volume, version)
+    document = json.loads((server.volume.model("staged") / "versions" / "0001.json").read_bytes())
+    document.update(name="torn", version=2)
+    (server.volume.model("torn") / "versions" / "0002.json").write_text(json.dumps(document))
+    (server.volume.model("torn") / "aliases.json").write_text('{"latest": 2, "best": 2}')
+    wait_for(lambda: "torn:2 can't be loaded" in server.log.read_text())
+    assert client.classify("torn", [png(0)]).results == before.results
+    assert client.classify("torn@latest", [png(0)]).model.version == 1
+    with pytest.raises(CheckpointCorrupt, match="torn:2 can't be served") as caught:
+        client.classify("torn:2", [png(0)])
+    # No path of the server's crosses the wire.
+    assert str(server.volume.home) not in str(caught.value)
+    client.wait_until_serving("torn", timeout_s=1)
+
+
+def test_a_server_that_is_not_there() -> None:
+    with Client("127.0.0.1:1", timeout_s=5) as client, pytest.raises(ServerUnavailable, match="tandem up"):
+        client.classify("a", [png(0)])
