@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tandem.openmp import limit_spinning
+
 # gRPC's core writes lines of its own about a port in use; ours says it better.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# How long OpenMP's threads spin for each other before they sleep; to be set before torch is loaded. A training run on
-# the same cores makes them spin in vain: with libgomp's own 300,000 turns, a step of a small LSTM beside it took 38 ms;
-# with these, 3 ms. Alone, ResNet-18 and the LSTM are as fast as before (2 cores, torch 2.15).
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+limit_spinning(os.environ)
 
 import grpc
 import torch

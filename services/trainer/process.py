@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tandem.openmp import limit_spinning
+
 LOG_FILE = "log.txt"
 
 
@@ -17,9 +19,16 @@ class TrainingProcess:
     """A process in a session of its own, so that everything it starts can be ended with it."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
+        environment = dict(os.environ)
+        limit_spinning(environment)
         with open(log, "ab") as log_file:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log_file, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                env=environment,
+                start_new_session=True,
             )
         assert self._process.stdout is not None
         self._out = self._process.stdout
