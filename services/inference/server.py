@@ -1,5 +1,8 @@
 """The inference server: `python -m services.inference.server`. The one place where its parts are put together."""
 
+# Two settings of the environment must be made before gRPC and torch are imported.
+# ruff: noqa: E402
+
 import argparse
 import asyncio
 import contextlib

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -103,8 +104,11 @@ class Curves:
         """Draw the network, traced in eval mode so that dropout leaves no marks."""
         was_training = network.training
         network.eval()
-        with torch.no_grad():
-            self._writer.add_graph(LogitsOnly(network), example, use_strict_trace=False)
+        with torch.no_grad(), warnings.catch_warnings():
+            # The tracer is deprecated, and is what TensorBoard's graphs are made with.
+            warnings.simplefilter("ignore")
+            # Not strict: language models return their state beside the logits.
+            self._writer.add_graph(network, example, use_strict_trace=False)
         network.train(was_training)
 
     def scalars(self, metrics: Mapping[str, float], step: int, prefix: str = "") -> None:
@@ -115,19 +119,3 @@ class Curves:
     def close(self) -> None:
         """Flush and close the files."""
         self._writer.close()
-
-
-class LogitsOnly(nn.Module):
-    """A network by its logits alone: the tracer draws tensors, not the state that language models return."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the logits of `inputs`."""
-        if inputs.dtype == torch.int64:
-            logits, _ = self.network(inputs, None)
-        else:
-            logits = self.network(inputs)
-        return logits  # type: ignore[no-any-return]

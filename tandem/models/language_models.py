@@ -43,7 +43,7 @@ class LanguageModel(Protocol):
 
     batch_dimension: int
 
-    def __call__(self, token_ids: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState]:
+    def __call__(self, token_ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
         """Return logits (B, T, V) for token_ids (B, T), int64, and the state after them."""
         ...
 

@@ -38,7 +38,7 @@ class RecurrentLanguageModel(nn.Module):
         if tied:
             self.head.weight = self.embedding.weight
 
-    def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return logits (B, T, V) for token_ids (B, T), int64, and the state after them."""
         embedded = self.dropout(self.embedding(token_ids))
         if state is None:

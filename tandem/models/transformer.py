@@ -47,7 +47,7 @@ class TransformerLanguageModel(nn.Module):
         if tied:
             self.head.weight = self.embedding.weight
 
-    def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return logits (B, T, V) for token_ids (B, T), int64, and the state after them."""
         num_cached = 0 if state is None else state[0].shape[2]
         num_new = token_ids.shape[1]
@@ -128,7 +128,7 @@ def rotate(features: Tensor, first: int) -> Tensor:
 
 
 def _newest(cache: Tensor, context_length: int) -> Tensor:
-    return cache if cache.shape[2] <= context_length else cache[:, :, -context_length:]
+    return cache[:, :, -context_length:]
 
 
 def _initialise(module: nn.Module) -> None:
