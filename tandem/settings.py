@@ -7,7 +7,7 @@
 | TANDEM_INFERENCE_ADDRESS | host:port that clients call | the server of `tandem up` |
 | TANDEM_LISTEN | host:port that the inference server listens on | 127.0.0.1:8500 |
 | TANDEM_QUEUES | queues that a worker takes runs from | default,cpu,gpu |
-| TANDEM_DEVICE | device of training and serving: auto, cpu, cuda, cuda:1 | auto |
+| TANDEM_DEVICE | device of serving (a run names its own): auto, cpu, cuda, cuda:1 | auto |
 | TANDEM_LEASE_S | seconds for which a worker holds a run without renewing | 15 |
 | TANDEM_STOP_GRACE_S | seconds a training process gets to save before it is killed | 60 |
 | TANDEM_LOG_LEVEL | DEBUG, INFO, WARNING, ERROR | INFO |

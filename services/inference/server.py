@@ -24,7 +24,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 limit_spinning(os.environ)
 
 import grpc
-import torch
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -41,6 +40,7 @@ from services.inference.watch import listen, watch_volume
 from tandem.checkpoints.registry import Located, Registry
 from tandem.errors import Conflict, InvalidRequest, TandemError
 from tandem.local.state import find_system
+from tandem.models.devices import resolve_device
 from tandem.settings import Settings
 from tandem.volume import Volume, replace_file, volume_errors
 from tandem.wire.limits import CHANNEL_OPTIONS
@@ -88,7 +88,7 @@ async def running_server(settings: Settings, allow_insecure: bool = False) -> As
 
 @contextlib.asynccontextmanager
 async def _engine(settings: Settings) -> AsyncIterator[Engine]:
-    device = pick_device(settings.device)
+    device = resolve_device(settings.device)
     configure_device(device)
     volume = Volume(settings.home)
     scheduler, decoder = DeviceScheduler(device), Decoder()
@@ -133,20 +133,6 @@ async def _background(engine: Engine, settings: Settings, health: HealthBoard) -
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device that TANDEM_DEVICE names; raise InvalidRequest if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidRequest(
-            f"TANDEM_DEVICE={name!r} can't be used here: set auto, cpu, cuda or cuda:N", field="TANDEM_DEVICE"
-        ) from error
-    return device
 
 
 def parse_listen(listen_address: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 The volume holds them all; Redis knows more while it is up.
 """
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,16 @@ def submit(spec: JobSpec, volume: Volume, store: "JobStore", app: "Celery") -> J
     store.ping()
     record = _new_record(spec, queue_for(spec))
     run = volume.run(record.run_id)
-    with volume_errors(run):
-        run.mkdir(parents=True)
-        replace_file(run / SPEC_FILE, (spec.model_dump_json(indent=1) + "\n").encode())
-        mirror(volume, record)
-    store.create(record)
+    try:
+        with volume_errors(run):
+            run.mkdir(parents=True)
+            replace_file(run / SPEC_FILE, (spec.model_dump_json(indent=1) + "\n").encode())
+            mirror(volume, record)
+        store.create(record)
+    except BaseException:
+        shutil.rmtree(run, ignore_errors=True)
+        raise
+    # From here on the run exists: should the message be lost, the reaper sends another.
     send_run(app, record.run_id, record.queue)
     return record
 
@@ -135,6 +141,8 @@ def resume(run_id: str, volume: Volume, store: "JobStore", app: "Celery") -> Job
     from tandem.jobs.queue import send_run
 
     record = find_run(run_id, volume, store)
+    # A volume that can't be written is found before the state changes.
+    mirror(volume, record)
     store.create(record)
     record = store.update(record.run_id, machine.resume)
     mirror(volume, record)

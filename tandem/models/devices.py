@@ -15,5 +15,5 @@ def resolve_device(name: str) -> torch.device:
         raise InvalidRequest(f"{name!r} is no device; use auto, cpu, cuda or cuda:N", field="device") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         there = torch.cuda.device_count()
-        raise InvalidRequest(f"device {name!r} is not here ({there} CUDA devices); use --device cpu", field="device")
+        raise InvalidRequest(f"device {name!r} is not here ({there} CUDA devices); use cpu", field="device")
     return device
