@@ -10,8 +10,8 @@ help:  ## Say what there is to make.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(READY)  ## Train, serve, classify, compare and generate; IMAGES=folder TEXT=file take your own data.
-	@TANDEM_HOME="$${TANDEM_HOME:-$(CURDIR)/.demo}" $(BIN)/tandem demo \
-		$(if $(IMAGES),--images "$(IMAGES)") $(if $(TEXT),--text "$(TEXT)")
+	@TANDEM_HOME="$(CURDIR)/.demo" $(BIN)/tandem demo \
+		$(if $(IMAGES),--images "$(IMAGES)") $(if $(TEXT),--text "$(TEXT)") $(if $(RETRAIN),--retrain)
 
 test: $(READY)  ## Run all tests.
 	$(BIN)/pytest
@@ -43,8 +43,8 @@ lock:  ## Compile requirements.lock from pyproject.toml (needs uv).
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
-clean:  ## Remove the environment, the demo's data and caches.
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+clean:  ## Remove the environment and caches; the demo's models in .demo stay.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(READY): requirements.lock pyproject.toml scripts/setup
 	@scripts/setup "$(PYTHON)" $(VENV)

@@ -8,11 +8,12 @@ Every failure is a TandemError with one line. Images of any number go out in mes
 version that answers the first message answers them all.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -24,14 +25,12 @@ from tandem.wire.requests import (
     Collected,
     Image,
     Images,
+    Received,
     SamplingOptions,
-    classify_request,
-    compare_request,
+    classifying,
+    comparing,
     dataset_request,
     generate_request,
-    image_messages,
-    join_classifications,
-    join_comparisons,
 )
 from tandem.wire.results import (
     Classification,
@@ -72,6 +71,8 @@ __all__ = [
     "Timings",
 ]
 
+T = TypeVar("T")
+
 DEFAULT_TIMEOUT_S = 60.0
 _OPTIONS = (
     *CHANNEL_OPTIONS,
@@ -110,23 +111,26 @@ class Client:
 
     def classify(self, model: str, images: Images, top_k: int = 0) -> Classification:
         """Return the `top_k` (0: 5) classes of each image; an image that can't be decoded has an error instead."""
-        with _errors(self.address):
-            answers: list[Classification] = []
-            for chunk in image_messages(images):
-                request = classify_request(answers[0].model.label if answers else model, chunk, top_k)
-                message = self._inference.Classify(request, timeout=self.timeout_s)
-                answers.append(convert.classification_from_wire(message))
-        return join_classifications(answers)
+        received = Received("images")
+        with _errors(self.address, received):
+            return self._ask(self._inference.Classify, classifying(model, images, top_k, received))
 
     def compare(self, model_a: str, model_b: str, images: Images, top_k: int = 0) -> Comparison:
         """Return what two classifiers say of each image, and the summary over all."""
-        with _errors(self.address):
-            answers: list[Comparison] = []
-            for chunk in image_messages(images):
-                names = (answers[0].summary.a.label, answers[0].summary.b.label) if answers else (model_a, model_b)
-                message = self._inference.Compare(compare_request(*names, chunk, top_k), timeout=self.timeout_s)
-                answers.append(convert.comparison_from_wire(message))
-        return join_comparisons(answers)
+        received = Received("images")
+        with _errors(self.address, received):
+            return self._ask(self._inference.Compare, comparing(model_a, model_b, images, top_k, received))
+
+    def _ask(self, call: Callable[..., Any], requests: Generator[Any, Any, T]) -> T:
+        """Call with each of `requests`, hand them the answers, and return what they return."""
+        answer = None
+        while True:
+            try:
+                request = requests.send(answer)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            answer = call(request, timeout=self.timeout_s)
 
     def compare_dataset(
         self, model_a: str, model_b: str, dataset: str, split: str = "val", top_k: int = 0, limit: int = 0
@@ -135,10 +139,10 @@ class Client:
 
         Its results are the images that the two name differently and those that could not be read.
         """
-        request = dataset_request(model_a, model_b, dataset, split, top_k, limit)
-        with _errors(self.address):
+        request, received = dataset_request(model_a, model_b, dataset, split, top_k, limit), Received("images")
+        with _errors(self.address, received):
             call = self._inference.CompareDataset(request)
-            collected = Collected()
+            collected = Collected(received)
             try:
                 for message in call:
                     yield collected.take(message)
@@ -149,11 +153,12 @@ class Client:
         self, model: str, prompt: str | None = None, max_words: int = 0, sampling: SamplingOptions | None = None
     ) -> Iterator[TextPiece | GenerationSummary]:
         """Yield the text as it is drawn, then the summary; leaving the loop stops the server's work."""
-        request = generate_request(model, prompt, max_words, sampling or SamplingOptions())
-        with _errors(self.address):
+        request, received = generate_request(model, prompt, max_words, sampling or SamplingOptions()), Received("words")
+        with _errors(self.address, received):
             call = self._inference.Generate(request)
             try:
                 for message in call:
+                    received.count += len(message.words)
                     yield convert.generation_from_wire(message)
             finally:
                 call.cancel()
@@ -212,32 +217,35 @@ class AsyncClient:
 
     async def classify(self, model: str, images: Images, top_k: int = 0) -> Classification:
         """See Client.classify."""
-        with _errors(self.address):
-            answers: list[Classification] = []
-            for chunk in image_messages(images):
-                request = classify_request(answers[0].model.label if answers else model, chunk, top_k)
-                message = await self._inference.Classify(request, timeout=self.timeout_s)
-                answers.append(convert.classification_from_wire(message))
-        return join_classifications(answers)
+        received = Received("images")
+        with _errors(self.address, received):
+            return await self._ask(self._inference.Classify, classifying(model, images, top_k, received))
 
     async def compare(self, model_a: str, model_b: str, images: Images, top_k: int = 0) -> Comparison:
         """See Client.compare."""
-        with _errors(self.address):
-            answers: list[Comparison] = []
-            for chunk in image_messages(images):
-                names = (answers[0].summary.a.label, answers[0].summary.b.label) if answers else (model_a, model_b)
-                request = compare_request(*names, chunk, top_k)
-                message = await self._inference.Compare(request, timeout=self.timeout_s)
-                answers.append(convert.comparison_from_wire(message))
-        return join_comparisons(answers)
+        received = Received("images")
+        with _errors(self.address, received):
+            return await self._ask(self._inference.Compare, comparing(model_a, model_b, images, top_k, received))
+
+    async def _ask(self, call: Callable[..., Any], requests: Generator[Any, Any, T]) -> T:
+        """See Client._ask."""
+        answer = None
+        while True:
+            try:
+                request = requests.send(answer)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            answer = await call(request, timeout=self.timeout_s)
 
     async def compare_dataset(
         self, model_a: str, model_b: str, dataset: str, split: str = "val", top_k: int = 0, limit: int = 0
     ) -> AsyncIterator[ComparisonProgress | Comparison]:
         """See Client.compare_dataset."""
-        with _errors(self.address):
-            call = self._inference.CompareDataset(dataset_request(model_a, model_b, dataset, split, top_k, limit))
-            collected = Collected()
+        request, received = dataset_request(model_a, model_b, dataset, split, top_k, limit), Received("images")
+        with _errors(self.address, received):
+            call = self._inference.CompareDataset(request)
+            collected = Collected(received)
             try:
                 async for message in call:
                     yield collected.take(message)
@@ -248,10 +256,12 @@ class AsyncClient:
         self, model: str, prompt: str | None = None, max_words: int = 0, sampling: SamplingOptions | None = None
     ) -> AsyncIterator[TextPiece | GenerationSummary]:
         """See Client.generate."""
-        with _errors(self.address):
-            call = self._inference.Generate(generate_request(model, prompt, max_words, sampling or SamplingOptions()))
+        request, received = generate_request(model, prompt, max_words, sampling or SamplingOptions()), Received("words")
+        with _errors(self.address, received):
+            call = self._inference.Generate(request)
             try:
                 async for message in call:
+                    received.count += len(message.words)
                     yield convert.generation_from_wire(message)
             finally:
                 call.cancel()
@@ -270,8 +280,6 @@ class AsyncClient:
 
     async def wait_until_serving(self, model: str = "", timeout_s: float = 30.0) -> None:
         """See Client.wait_until_serving."""
-        import asyncio
-
         deadline = time.monotonic() + timeout_s
         while (remaining_s := deadline - time.monotonic()) > 0:
             call = self._health.Watch(_health_request(model), timeout=remaining_s, wait_for_ready=True)
@@ -288,12 +296,12 @@ class AsyncClient:
 
 
 @contextmanager
-def _errors(address: str) -> Iterator[None]:
-    """Turn what gRPC raises into what the server raised."""
+def _errors(address: str, received: Received | None = None) -> Iterator[None]:
+    """Turn what gRPC raises into what the server raised; `received` is what had been answered by then."""
     try:
         yield
     except grpc.RpcError as error:
-        raise from_rpc_error(error, address) from None
+        raise from_rpc_error(error, address, str(received or "")) from None
 
 
 def _raise_unless_lost(error: Any, address: str) -> None:

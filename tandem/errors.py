@@ -16,7 +16,8 @@
     ├── CheckpointCorrupt           torn, truncated, altered or foreign files
     ├── TrainingFailed              a run that can't go on
     │   └── NonFiniteLoss
-    ├── LimitExceeded               a published limit, a full queue
+    ├── LimitExceeded               a published limit was passed
+    │   └── QueueFull               too much waits already
     ├── DeadlineExceeded            the caller's time ran out while the work waited
     └── Unavailable                 try again later, or start what is missing
         ├── BrokerUnavailable
@@ -97,6 +98,14 @@ class NonFiniteLoss(TrainingFailed):
 
 class LimitExceeded(TandemError):
     """A published limit was passed, or a bounded queue is full."""
+
+
+class QueueFull(LimitExceeded):
+    """The queue has no room; `retry_after_s` says when it may have."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(TandemError):

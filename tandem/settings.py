@@ -20,6 +20,10 @@ from pathlib import Path
 
 from tandem.errors import InvalidRequest
 
+# The queues there are: that of any worker, and those of its device.
+QUEUES = ("default", "cpu", "gpu")
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -44,12 +48,27 @@ class Settings:
             redis_url=get("TANDEM_REDIS_URL") or get("REDIS_URL") or None,
             inference_address=get("TANDEM_INFERENCE_ADDRESS") or None,
             listen=get("TANDEM_LISTEN") or "127.0.0.1:8500",
-            queues=get("TANDEM_QUEUES") or "default,cpu,gpu",
+            queues=_queues(get("TANDEM_QUEUES") or ",".join(QUEUES)),
             device=get("TANDEM_DEVICE") or "auto",
             lease_s=_seconds(environment, "TANDEM_LEASE_S", 15.0),
             stop_grace_s=_seconds(environment, "TANDEM_STOP_GRACE_S", 60.0),
-            log_level=(get("TANDEM_LOG_LEVEL") or "INFO").upper(),
+            log_level=_log_level(get("TANDEM_LOG_LEVEL") or "INFO"),
         )
+
+
+def _queues(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    if unknown := sorted(set(names) - set(QUEUES)):
+        raise InvalidRequest(
+            f"TANDEM_QUEUES={text!r}: no queue is called {unknown[0]!r}; there are {', '.join(QUEUES)}"
+        )
+    return ",".join(names)
+
+
+def _log_level(text: str) -> str:
+    if text.upper() not in _LOG_LEVELS:
+        raise InvalidRequest(f"TANDEM_LOG_LEVEL={text!r} is none of {', '.join(_LOG_LEVELS)}")
+    return text.upper()
 
 
 def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:

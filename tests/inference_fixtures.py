@@ -12,12 +12,17 @@ from tandem.volume import Volume
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Classifiers a, b (classes in reverse) and three (classes), a language model of each kind, a dataset."""
+    """Classifiers a, b (classes in reverse) and three (classes), a language model of each kind, a dataset.
+
+    The seeds are such that a and b name several classes, and the same one at times. Of three there are two versions
+    with the same weights.
+    """
     directory = tmp_path_factory.mktemp("server")
     volume = Volume(directory / "home")
-    publish_classifier(volume, "a", "run-a", seed=0)
-    publish_classifier(volume, "b", "run-b", seed=1, classes=CLASS_IDS[::-1])
-    publish_classifier(volume, "three", "run-three", seed=2, classes=CLASS_IDS[:3], arch="shufflenet_v2_x0_5")
+    publish_classifier(volume, "a", "run-a", seed=12)
+    publish_classifier(volume, "b", "run-b", seed=13, classes=CLASS_IDS[::-1])
+    for run_id in ("run-three-1", "run-three-2"):
+        publish_classifier(volume, "three", run_id, seed=2, classes=CLASS_IDS[:3], arch="shufflenet_v2_x0_5")
     for model in MODELS:
         publish_language_model(volume, model, f"run-{model}", model)
     write_image_dataset(volume, "shapes", 70, BROKEN_PLACES)

@@ -1,11 +1,12 @@
 """The edge of the service: every error becomes a status here, and nothing of the inside crosses the wire.
 
-An error of ours keeps its one line, less the volume's path. Any other becomes INTERNAL with an id; its traceback goes
-to the log under that id.
+An error of ours keeps its one line, less the volume's path: a file on it keeps its name. Any other becomes INTERNAL
+with an id; its traceback goes to the log under that id.
 """
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def __init__(self, home: str) -> None:
         self._home = home
+        # The directories below it are named by us or from the allow-list: no spaces in them.
+        self._folders = re.compile(re.escape(home) + r"/(?:[^\s/]+/)*")
 
     async def intercept_service(
         self,
@@ -81,9 +84,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         if status is not None:
             await context.abort(status.code, status.message, status.trailing_metadata)
 
+    def _public(self, error: TandemError) -> str:
+        return self._folders.sub("", " ".join(str(error).split())).replace(self._home, "$TANDEM_HOME")
+
     def _status(self, method: str, error: BaseException) -> WireStatus | None:
         if isinstance(error, TandemError):
-            return to_status(error, " ".join(str(error).split()).replace(self._home, "$TANDEM_HOME"))
+            return to_status(error, self._public(error))
         if isinstance(error, asyncio.CancelledError):
             task = asyncio.current_task()
             if task is not None and task.cancelling():

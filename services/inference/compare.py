@@ -3,18 +3,20 @@
 Classes are matched by their ids, so the two models may order them differently or know different ones.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from services.inference.classify import EncodedImage, best_classes, check_images, check_top_k
+from services.inference.classify import EncodedImage, best_classes, check_images, check_top_k, off_the_loop
 from services.inference.decoding import Batch, Source
 from services.inference.engine import Engine
 from services.inference.loading import ServedClassifier, as_classifier, version_of
 from services.inference.scheduler import MAX_BATCH
 from tandem.comparison.paired import PairedTable, tabulate
-from tandem.data.manifest import ImageDataset, read_dataset, read_index
+from tandem.data.manifest import ImageDataset, read_dataset, read_index, spread
 from tandem.errors import DatasetNotFound, InvalidRequest
 from tandem.names import check_name
 from tandem.wire.results import Comparison, ComparisonProgress, ComparisonSummary, PairResult, ScoredClass, Timings
@@ -72,7 +74,7 @@ async def compare(
     engine: Engine, model_a: str, model_b: str, images: Sequence[EncodedImage], top_k: int, deadline: float | None
 ) -> Comparison:
     """Return what two classifiers say of each image, and where they agree."""
-    top_k = check_top_k(top_k)
+    top_k = check_top_k(top_k, len(images))
     check_images(images)
     pair = await _both(engine, model_a, model_b)
     with engine.scheduler.admit(2 * len(images)):
@@ -106,8 +108,8 @@ async def compare_dataset(
     deadline: float | None,
 ) -> AsyncGenerator[DatasetStep, None]:
     """Compare on a split of a dataset; yield progress about each second, and the summary last."""
-    top_k = check_top_k(top_k)
-    files = _split_files(engine, dataset, split or DEFAULT_SPLIT, limit)
+    top_k = check_top_k(top_k, PROGRESS_IMAGES)
+    files = await asyncio.to_thread(_split_files, engine, dataset, split or DEFAULT_SPLIT, limit)
     pair = await _both(engine, model_a, model_b)
     tally, timings, found = Tally(pair), Timings(), list[PairResult]()
     said_at, said = time.monotonic(), 0
@@ -137,7 +139,7 @@ async def _both(engine: Engine, model_a: str, model_b: str) -> Pair:
 
 
 def _split_files(engine: Engine, dataset: str, split: str, limit: int) -> list[tuple[Path, str, str]]:
-    """Return (path, file name, class id) of the first `limit` (0: all) images of a split."""
+    """Return (path, file name, class id) of `limit` (0: all) images of a split, spread evenly over its classes."""
     check_name(split, "split")
     if limit < 0:
         raise InvalidRequest(f"limit is {limit}; it must be 1 or above, or 0 for all images", field="limit")
@@ -145,7 +147,8 @@ def _split_files(engine: Engine, dataset: str, split: str, limit: int) -> list[t
     if not isinstance(manifest, ImageDataset):
         raise InvalidRequest(f"dataset {dataset!r} holds text; comparing classifiers needs images", field="dataset")
     directory = engine.volume.dataset(dataset)
-    rows = read_index(directory, split)[: limit or None]
+    index = read_index(directory, split)
+    rows = [index[place] for place in spread(len(index), limit or None)]
     if not rows:
         raise DatasetNotFound(f"split {split!r} of dataset {dataset!r} has no images")
     return [(directory / file, file, manifest.classes[label].id) for file, label in rows]
@@ -172,7 +175,8 @@ async def _predict(
     for model, pixels in ((pair.a, batch.pixels[0]), (pair.b, batch.pixels[1])):
         done = await engine.scheduler.predict(model.runtime, pixels, deadline)
         timings += Timings(queue_ms=done.queue_ms, compute_ms=done.compute_ms)
-        answers.append(best_classes(done.value, model.card.classes, top_k))
+        best = partial(best_classes, done.value, model.card.classes, top_k)
+        answers.append(await off_the_loop(len(named) * top_k, best))
     for index, a, b in zip(batch.indices, *answers, strict=True):
         name, label = named[index]
         results[index] = PairResult(name, label, a, b, agree=_agree(a, b))

@@ -4,6 +4,7 @@ Each sequence is stepped for a short time in its turn on the device's thread, so
 classifiers share it. A slow reader holds up none but itself: its next turn is asked for when its last words are gone.
 """
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -17,7 +18,7 @@ from tandem.data.detokenize import Detokenizer
 from tandem.errors import InvalidPrompt, InvalidRequest
 from tandem.models.language_models import ModelState
 from tandem.models.sampling import Sampling, draw
-from tandem.wire.limits import DEFAULT_WORDS, MAX_PROMPT_WORDS, MAX_WORDS
+from tandem.wire.limits import DEFAULT_WORDS, MAX_PROMPT_BYTES, MAX_PROMPT_WORDS, MAX_WORDS
 from tandem.wire.results import GenerationSummary, TextPiece, Timings
 
 # A piece of the prompt computes the logits of all its tokens: 256 × 33,278 words are 34 MB.
@@ -31,7 +32,6 @@ TURN_WORDS = 64
 class Prompt:
     """What a text goes on from; `words` the vocabulary lacks became `<unk>`."""
 
-    text: str
     token_ids: tuple[int, ...]
     unknown_words: tuple[str, ...]
 
@@ -78,9 +78,9 @@ async def generate(
     max_words = check_max_words(max_words)
     _check_prompt(prompt)
     model = as_language_model(await engine.models.get(reference))
-    read = _encode(model, prompt)
+    # A prompt of a megabyte takes a tenth of a second: in a thread, or all other calls would wait.
+    read, writer = await asyncio.to_thread(_encode, model, prompt)
     sequence, timings = Sequence(model, sampling), Timings()
-    writer = Detokenizer(model.vocabulary.tokenizer, read.text)
     with engine.scheduler.admit(1):
         # A text begins as every line of the corpus does: after an end of line.
         token_ids = [model.vocabulary.end_id, *read.token_ids]
@@ -122,16 +122,22 @@ def pick_seed() -> int:
 
 
 def _check_prompt(prompt: str | None) -> None:
-    if prompt is not None and not prompt.strip():
+    if prompt is None:
+        return
+    # Counted in characters first: those of a message full of them need not be encoded to be too many.
+    if len(prompt) > MAX_PROMPT_BYTES or len(prompt.encode()) > MAX_PROMPT_BYTES:
+        raise InvalidPrompt(f"the prompt is too long; the limit is {MAX_PROMPT_BYTES:,} bytes", field="prompt")
+    if not prompt.strip():
         raise InvalidPrompt("the prompt is empty: give it words, or leave it out to start a new line", field="prompt")
 
 
-def _encode(model: ServedLanguageModel, prompt: str | None) -> Prompt:
+def _encode(model: ServedLanguageModel, prompt: str | None) -> tuple[Prompt, Detokenizer]:
+    tokenizer = model.vocabulary.tokenizer
     if prompt is None:
-        return Prompt("", (), ())
+        return Prompt((), ()), Detokenizer(tokenizer)
     token_ids, unknown = model.vocabulary.encode(prompt)
     if len(token_ids) > MAX_PROMPT_WORDS:
         raise InvalidPrompt(
             f"the prompt has {len(token_ids):,} words; the limit is {MAX_PROMPT_WORDS:,}", field="prompt"
         )
-    return Prompt(prompt, tuple(token_ids), tuple(dict.fromkeys(unknown)))
+    return Prompt(tuple(token_ids), tuple(dict.fromkeys(unknown))), Detokenizer(tokenizer, prompt)

@@ -39,6 +39,8 @@ class ServingRegistry:
         self._loading: dict[Key, asyncio.Task[Served]] = {}
         self._failed: dict[Key, tuple[float, TandemError]] = {}
         self._pointers: dict[ModelReference, Served] = {}
+        # What was last said of a model that can't be followed, so that it is said once.
+        self._damaged: dict[ModelReference, str] = {}
 
     async def get(self, reference: str) -> Served:
         """Return the version that `reference` names, loaded and warm.
@@ -60,12 +62,13 @@ class ServingRegistry:
 
     @property
     def has_failures(self) -> bool:
-        """True if a version could not be loaded; it may be mended, so the watch tries again."""
-        return bool(self._failed)
+        """True if something could not be read or loaded; it may be mended, so the watch tries again."""
+        return bool(self._failed or self._damaged)
 
     async def refresh(self) -> dict[str, bool]:
         """Follow the volume: load new versions ahead, move pointers; return model name → whether it can answer."""
         names = await asyncio.to_thread(self._newest_first)
+        self._damaged = {reference: said for reference, said in self._damaged.items() if reference.name in names}
         for reference in list(self._pointers):
             if reference.version is None or reference.name not in names:
                 await self._advance(reference)
@@ -87,7 +90,7 @@ class ServingRegistry:
         def published(name: str) -> str:
             try:
                 return self.registry.versions(name)[-1].created_at
-            except TandemError:
+            except (TandemError, OSError):
                 return ""
 
         return sorted(self.registry.names(), key=published, reverse=True)
@@ -98,20 +101,36 @@ class ServingRegistry:
             await self._follow(reference)
         except NotFound:
             self._pointers.pop(reference, None)
-        except TandemError as error:
-            # A version that can't be loaded was logged when it failed.
-            if not isinstance(error, CheckpointCorrupt | TrainingFailed):
-                log.warning("%s: %s", reference.name, error)
-        return reference in self._pointers
+            self._damaged.pop(reference, None)
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one model, the others are followed
+            self._say_once(reference, error)
+            return reference in self._pointers
+        self._damaged.pop(reference, None)
+        return True
+
+    def _say_once(self, reference: ModelReference, error: Exception) -> None:
+        said = " ".join(str(error).split()) or type(error).__name__
+        # A version that can't be loaded was logged when it failed.
+        known = any(error is failure for _, failure in self._failed.values())
+        if not known and self._damaged.get(reference) != said:
+            trace = None if isinstance(error, TandemError) else error
+            log.error("%s can't be followed: %s", _text(reference), said, exc_info=trace)
+            self._damaged[reference] = said
 
     async def _follow(self, reference: ModelReference) -> Served:
         located = await asyncio.to_thread(self.registry.resolve, _text(reference))
-        try:
-            served = await self._loaded_version(located)
-        except (CheckpointCorrupt, TrainingFailed) as error:
-            served = await self._stand_in(reference, error)
-        self._pointers[reference] = served
-        self._drop_least_recent()
+        while True:
+            try:
+                served = await self._loaded_version(located)
+            except (CheckpointCorrupt, TrainingFailed) as error:
+                served = await self._stand_in(reference, error)
+            # What was published during a long load is not to be put back by its end.
+            before, located = located, await asyncio.to_thread(self.registry.resolve, _text(reference))
+            if _key(located) == _key(before):
+                break
+        if _key(served.located) in self._loaded:
+            self._pointers[reference] = served
         return served
 
     async def _stand_in(self, reference: ModelReference, error: TandemError) -> Served:
@@ -131,7 +150,7 @@ class ServingRegistry:
         raise error
 
     async def _loaded_version(self, located: Located) -> Served:
-        key = (located.checkpoint, located.digest)
+        key = _key(located)
         if (served := self._loaded.get(key)) is not None:
             return self._touch(served)
         if (failure := self._failed.get(key)) is not None and time.monotonic() - failure[0] < FAILURE_MEMORY_S:
@@ -155,12 +174,12 @@ class ServingRegistry:
             del self._loading[key]
         self._failed.pop(key, None)
         self._loaded[key] = served
+        self._drop_least_recent()
         log.info("%s loaded (%s) in %.2f s", located.label, served.card.architecture, time.monotonic() - started_at)
         return served
 
     def _touch(self, served: Served) -> Served:
-        key = (served.located.checkpoint, served.located.digest)
-        if key in self._loaded:
+        if (key := _key(served.located)) in self._loaded:
             self._loaded.move_to_end(key)
         return served
 
@@ -171,6 +190,10 @@ class ServingRegistry:
                 reference: served for reference, served in self._pointers.items() if served is not dropped
             }
             log.info("%s dropped from memory: %d versions are the limit", dropped.located.label, self._max_loaded)
+
+
+def _key(located: Located) -> Key:
+    return located.checkpoint, located.digest
 
 
 def _text(reference: ModelReference) -> str:

@@ -11,14 +11,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from tandem.errors import DeadlineExceeded, LimitExceeded
+from tandem.errors import DeadlineExceeded, QueueFull, Unavailable
 
 # Large enough for the best throughput that eager torch has on a CPU, small enough to let others in.
 MAX_BATCH = 32
@@ -27,14 +27,6 @@ MAX_ITEMS = 4096
 RETRY_AFTER_S = 1.0
 
 T = TypeVar("T")
-
-
-class QueueFull(LimitExceeded):
-    """The queue has no room; `retry_after_s` says when it may have."""
-
-    def __init__(self, message: str, retry_after_s: float = RETRY_AFTER_S) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class Predicts(Protocol):
@@ -71,6 +63,7 @@ class DeviceScheduler:
         self.max_items = max_items
         self.num_items = 0
         self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._serve, name=f"device-{device}", daemon=True)
         self._thread.start()
 
@@ -82,7 +75,8 @@ class DeviceScheduler:
         """
         if self.num_items and self.num_items + num_items > self.max_items:
             raise QueueFull(
-                f"the queue is full ({self.num_items} of {self.max_items} items); try again in {RETRY_AFTER_S:g} s"
+                f"the queue is full ({self.num_items} of {self.max_items} items); try again in {RETRY_AFTER_S:g} s",
+                RETRY_AFTER_S,
             )
         self.num_items += num_items
         try:
@@ -93,9 +87,11 @@ class DeviceScheduler:
     async def run(self, work: Callable[[], T], deadline: float | None = None) -> Done[T]:
         """Run `work` on the device's thread in its turn; `deadline` is a time.monotonic() value.
 
-        Raises DeadlineExceeded if the turn comes too late, and what `work` raises. Cancelled, it gives up its turn;
-        work that has begun ends by itself.
+        Raises DeadlineExceeded if the turn comes too late, Unavailable if the scheduler is closed before, and what
+        `work` raises. Cancelled, it gives up its turn; work that has begun ends by itself.
         """
+        if self._closed:
+            raise _stopping()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Done[T]] = loop.create_future()
         self._pieces.put(_Piece(work, future, loop, deadline, time.monotonic()))
@@ -114,7 +110,8 @@ class DeviceScheduler:
         )
 
     def close(self) -> None:
-        """Finish the piece that runs, drop the others, and end the thread."""
+        """Finish the piece that runs, fail the others with Unavailable, and end the thread."""
+        self._closed = True
         self._pieces.put(None)
         self._thread.join(timeout=5)
 
@@ -123,7 +120,14 @@ class DeviceScheduler:
         # than for large ones, and the same image would get other roundings (see runtimes.eager).
         torch.set_num_threads(max(2, torch.get_num_threads()))
         while (piece := self._pieces.get()) is not None:
-            _run_piece(piece)
+            if self._closed:
+                _resolve(piece, error=_stopping())
+            else:
+                _run_piece(piece)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the server is stopping; try again")
 
 
 def _run_piece(piece: _Piece) -> None:
@@ -151,5 +155,6 @@ def _resolve(piece: _Piece, result: Done[Any] | None = None, error: Exception | 
         elif result is not None:
             piece.future.set_result(result)
 
-    if not piece.loop.is_closed():
+    # A loop that was closed has nobody left who waits.
+    with suppress(RuntimeError):
         piece.loop.call_soon_threadsafe(settle)

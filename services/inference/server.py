@@ -36,7 +36,7 @@ from services.inference.registry import ServingRegistry
 from services.inference.runtimes.eager import configure_device
 from services.inference.scheduler import DeviceScheduler
 from services.inference.servicers import InferenceServicer, ModelsServicer
-from services.inference.watch import listen, watch_volume
+from services.inference.watch import keep_running, listen, watch_volume
 from tandem.checkpoints.registry import Located, Registry
 from tandem.errors import Conflict, InvalidRequest, TandemError
 from tandem.local.state import find_system
@@ -124,8 +124,11 @@ def _build(engine: Engine, health: HealthBoard, home: Path) -> grpc.aio.Server:
 async def _background(engine: Engine, settings: Settings, health: HealthBoard) -> AsyncIterator[None]:
     wake = asyncio.Event()
     tasks = [
-        asyncio.create_task(watch_volume(engine.models, engine.volume.models, wake, health.models)),
-        asyncio.create_task(listen(lambda: find_system(settings).redis_url, wake)),
+        asyncio.create_task(keep_running(name, start))
+        for name, start in (
+            ("the watch of the volume", lambda: watch_volume(engine.models, engine.volume.models, wake, health.models)),
+            ("the reader of announcements", lambda: listen(lambda: find_system(settings).redis_url, wake)),
+        )
     ]
     try:
         yield

@@ -4,11 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
 
-from services.inference.classify import EncodedImage, classify
+from services.inference.classify import EncodedImage, classify, off_the_loop
 from services.inference.compare import compare, compare_dataset
 from services.inference.engine import Engine
 from services.inference.generate import generate, pick_seed
@@ -33,7 +34,8 @@ class InferenceServicer(rpc.InferenceServicer):
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         """The top_k classes of each image."""
         answer = await classify(self._engine, request.model, _images(request.images), request.top_k, _deadline(context))
-        return convert.classification_to_wire(answer)
+        num_scored = sum(len(result.top_k) for result in answer.results)
+        return await off_the_loop(num_scored, lambda: convert.classification_to_wire(answer))
 
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
         """The same images through two classifiers."""
@@ -45,7 +47,8 @@ class InferenceServicer(rpc.InferenceServicer):
             request.top_k,
             _deadline(context),
         )
-        return convert.comparison_to_wire(answer)
+        num_scored = sum(len(result.a) + len(result.b) for result in answer.results)
+        return await off_the_loop(num_scored, lambda: convert.comparison_to_wire(answer))
 
     async def CompareDataset(
         self, request: pb.CompareDatasetRequest, context: Context
@@ -64,7 +67,9 @@ class InferenceServicer(rpc.InferenceServicer):
         # Closed with the call, not when the collector comes round: it holds a place in the queue.
         async with aclosing(steps):
             async for step in steps:
-                message = convert.dataset_progress_to_wire(step.progress, step.found)
+                num_scored = sum(len(result.a) + len(result.b) for result in step.found)
+                wire = partial(convert.dataset_progress_to_wire, step.progress, step.found)
+                message = await off_the_loop(num_scored, wire)
                 if step.summary is not None:
                     message.MergeFrom(convert.dataset_end_to_wire(step.summary, step.timings))
                 yield message

@@ -4,14 +4,17 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.inference.registry import FAILURE_MEMORY_S, ServingRegistry
-from tandem.jobs.store import MODELS_STREAM
+from tandem.jobs.store import MODELS_STREAM, client_url
 
 SCAN_INTERVAL_S = 1.0
+# After a failure that was not foreseen.
+RESTART_S = 1.0
 _BLOCK_S = 5.0
 _MAX_BACKOFF_S = 10.0
 
@@ -58,11 +61,7 @@ async def watch_volume(registry: ServingRegistry, models: Path, wake: asyncio.Ev
         now = asyncio.get_running_loop().time()
         # Without the volume nothing is known to be gone: what is loaded goes on being served.
         if signature is not None and (signature != before or (registry.has_failures and now >= retry_at)):
-            try:
-                await refreshed(await registry.refresh())
-            except Exception:
-                log.exception("the registry could not be read; trying again")
-                signature = None
+            await refreshed(await registry.refresh())
             before, retry_at = signature, now + FAILURE_MEMORY_S
         try:
             await asyncio.wait_for(wake.wait(), SCAN_INTERVAL_S)
@@ -77,7 +76,7 @@ async def listen(find_url: Callable[[], str | None], wake: asyncio.Event) -> Non
         url = await asyncio.to_thread(find_url)
         if url is not None:
             try:
-                async with Redis.from_url(url, socket_connect_timeout=2, socket_timeout=_BLOCK_S * 2) as redis:
+                async with _connect(url) as redis:
                     await redis.ping()
                     if connected is not True:
                         log.info("announcements are read from Redis")
@@ -91,21 +90,32 @@ async def listen(find_url: Callable[[], str | None], wake: asyncio.Event) -> Non
         backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 
 
-async def _read(redis: "Redis", wake: asyncio.Event) -> None:
-    last = "$"
+def _connect(url: str) -> Redis:
+    # RESP2: in the newer protocol redis-py gives streams another shape.
+    return Redis.from_url(client_url(url), protocol=2, socket_connect_timeout=2, socket_timeout=_BLOCK_S * 2)
+
+
+async def _read(redis: Redis, wake: asyncio.Event) -> None:
+    last: Any = "$"
     while True:
-        answer = await redis.xread({MODELS_STREAM: last}, count=100, block=int(_BLOCK_S * 1000))
-        for entries in answer.values() if isinstance(answer, dict) else (each[1] for each in answer or ()):
-            last = _last_id(entries) or last
+        answer: Any = await redis.xread({MODELS_STREAM: last}, count=100, block=int(_BLOCK_S * 1000))
+        for _, entries in answer:
+            last = entries[-1][0]
             wake.set()
 
 
-def _last_id(entries: list) -> str:  # type: ignore[type-arg]
-    # RESP3 wraps the entries of a stream in one more list than RESP2.
-    while entries and isinstance(entries[0], list):
-        entries = entries[0]
-    identifier = entries[-1][0] if entries else ""
-    return identifier.decode() if isinstance(identifier, bytes) else str(identifier)
+async def keep_running(name: str, start: Callable[[], Awaitable[None]]) -> None:
+    """Run `start()`, and again whenever it fails; each new failure is logged once. Runs until cancelled."""
+    said = ""
+    while True:
+        try:
+            await start()
+        except Exception as error:
+            line = f"{type(error).__name__}: {_line(error)}"
+            if line != said:
+                log.exception("%s failed; it is started again each %g s", name, RESTART_S)
+            said = line
+        await asyncio.sleep(RESTART_S)
 
 
 def _line(error: Exception) -> str:

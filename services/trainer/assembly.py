@@ -18,7 +18,7 @@ from tandem.data.randomness import derive_seed
 from tandem.data.splits import open_split
 from tandem.errors import InvalidJob
 from tandem.jobs.spec import ClassifierJob, JobSpec, LanguageModelJob
-from tandem.models.classifiers import build_classifier, num_parameters
+from tandem.models.classifiers import build_classifier, check_image_size, num_parameters
 from tandem.models.devices import resolve_device
 from tandem.models.language_models import LanguageModelShape, build_language_model
 from tandem.volume import Volume
@@ -81,6 +81,7 @@ def preprocessing_of(spec: ClassifierJob, dataset: ImageDataset) -> Preprocessin
 def _classifier(spec: ClassifierJob, dataset: ImageDataset, volume: Volume, run_id: str, device: torch.device) -> Job:
     preprocessing = preprocessing_of(spec, dataset)
     network = build_classifier(spec.arch, len(dataset.classes), preprocessing.image_size)
+    check_image_size(network, spec.arch, len(dataset.classes), preprocessing.image_size)
     directory = volume.dataset(spec.dataset)
     train = open_split(directory, dataset, "train", preprocessing, spec.limit_train_images)
     val = open_split(directory, dataset, "val", preprocessing, spec.limit_val_images)

@@ -28,17 +28,22 @@ class Reaper:
         self._send = send
 
     def restore(self) -> int:
-        """Give the broker the unfinished runs of the volume that it has no record of; return how many."""
+        """Give a broker that has lost its data the unfinished runs of the volume; return how many."""
+        if self._store.remembers():
+            return 0
         restored = 0
         for run in sorted(self._volume.runs.glob("*/record.json")):
             record = read_mirror(run.parent)
             if record is not None and not record.state.is_terminal and self._store.create(record):
+                log.info("run %s of the volume is back in the broker", record.run_id)
                 restored += 1
+        self._store.remember()
         return restored
 
     def sweep(self) -> int:
         """Requeue what was lost; return how many runs that were. Does nothing while the broker is away."""
         try:
+            self.restore()
             # Leases may have lapsed while the broker was down and their holders could not renew them.
             if self._store.uptime_s() < 2 * self._lease_s:
                 return 0

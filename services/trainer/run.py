@@ -166,7 +166,8 @@ def _check_fence(run: Path, attempt: int) -> None:
         current = json.loads((run / RECORD_FILE).read_bytes())["attempt"]
     except FileNotFoundError:
         return
-    if current != attempt:
+    # Not "another": an older mirror may come late.
+    if current > attempt:
         raise Conflict(f"attempt {current} has begun; attempt {attempt} stops")
 
 

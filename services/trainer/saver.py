@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from services.trainer.engine.reports import Training
-from tandem.checkpoints.card import Card
+from tandem.checkpoints.card import Card, parse_card
 from tandem.checkpoints.files import (
     MODEL_FILE,
     VOCABULARY_FILE,
@@ -22,7 +22,7 @@ from tandem.checkpoints.files import (
     write_pointer,
 )
 from tandem.checkpoints.tensors import bare_state, from_bytes, load_weights, to_bytes
-from tandem.errors import CheckpointCorrupt
+from tandem.errors import CheckpointCorrupt, TrainingFailed
 from tandem.volume import to_json
 
 TRAINER_STATE_FILE = "trainer_state.safetensors"
@@ -66,10 +66,14 @@ class Saver:
         remove_checkpoints(self.run, [*newest, *([best] if best else [])])
 
     def resume(self, training: Training) -> bool:
-        """Load the newest checkpoint that verifies into `training`; False where there is none to go on from."""
+        """Load the newest checkpoint that verifies into `training`; False where there is none to go on from.
+
+        Raises TrainingFailed if the dataset has been replaced since.
+        """
         for checkpoint in reversed(list_checkpoints(self.run)):
             try:
-                files = read_verified(checkpoint, (WEIGHTS_FILE, TRAINER_STATE_FILE))
+                files = read_verified(checkpoint, (WEIGHTS_FILE, TRAINER_STATE_FILE, MODEL_FILE))
+                self._check_dataset(parse_card(files[MODEL_FILE]))
                 load_weights(training.network, from_bytes(files[WEIGHTS_FILE]))
             except CheckpointCorrupt as error:
                 log.warning("skipped a damaged checkpoint: %s", error)
@@ -77,6 +81,12 @@ class Saver:
             training.restore(from_bytes(files[TRAINER_STATE_FILE]))
             return True
         return False
+
+    def _check_dataset(self, card: Card) -> None:
+        if card.dataset_fingerprint != self.make_card(0, 0, {}).dataset_fingerprint:
+            raise TrainingFailed(
+                f"dataset {card.dataset!r} has been replaced since this run began; submit a new run, or put it back"
+            )
 
 
 def load_best(run: Path, network: nn.Module) -> Path:

@@ -11,23 +11,25 @@ import secrets
 import time
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from services.trainer.process import LOG_FILE, TrainingProcess, training_command
 from services.trainer.reporter_files import STATUS_FILE
 from tandem.checkpoints.registry import Registry
-from tandem.errors import BrokerUnavailable, Conflict, TandemError
+from tandem.errors import BrokerUnavailable, Conflict, RunNotFound, TandemError, VolumeUnavailable
 from tandem.jobs import record as machine
 from tandem.jobs.record import JobRecord, Progress, State
-from tandem.jobs.runs import mirror, read_mirror
+from tandem.jobs.runs import MODEL_KINDS, mirror, read_mirror
 from tandem.jobs.store import JobStore
 from tandem.volume import Volume
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
-_MODEL_KINDS = {"train_classifier": "classifier", "train_language_model": "language_model"}
+_LONGEST_PAUSE_S = 30.0
+_DRAIN_PATIENCE_S = 5.0
 
 
 class Outcome(Enum):
@@ -82,13 +84,23 @@ class Supervisor:
             record = self._begin(run_id)
             if record.state.is_terminal:
                 return Outcome.DONE
-            record = _Attempt(self, record, token).carry()
+            record = self._attempt(record, token)
             if record.state.is_terminal:
                 return Outcome.DONE
             if self._is_draining():
                 return Outcome.DRAINED
             # A little patience, more with each attempt, before what failed is tried again.
-            time.sleep(min(2.0 ** (record.attempt - 1), 30.0))
+            self._pause(min(2.0 ** (record.attempt - 1), _LONGEST_PAUSE_S), run_id, token)
+            if self._is_draining():
+                return Outcome.DRAINED
+
+    def _attempt(self, record: JobRecord, token: str) -> JobRecord:
+        try:
+            return _Attempt(self, record, token).carry()
+        except (OSError, VolumeUnavailable) as error:
+            # The volume is full, read-only or gone: the record says so, since the run directory can't.
+            message = f"the volume can't be used: {error}"
+            return self._store.update(record.run_id, lambda current: machine.fail(current, message), record.attempt)
 
     def _begin(self, run_id: str) -> JobRecord:
         def change(record: JobRecord) -> JobRecord:
@@ -101,14 +113,24 @@ class Supervisor:
         mirror(self._volume, record)
         return record
 
-    def _patiently(self, action: Callable[[], None]) -> bool:
-        """Do what Redis may refuse for a while; False where it did. Never fatal for the run."""
+    def _pause(self, seconds: float, run_id: str, token: str) -> None:
+        """Wait with the lease held; raise Conflict if it is lost, return early when the worker drains."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._is_draining():
+            self._patiently(lambda: self.renew(run_id, token))
+            time.sleep(min(_TICK_S, self._lease_s / 5))
+
+    def renew(self, run_id: str, token: str) -> None:
+        """Prolong the lease; raise Conflict if another worker has it."""
+        if not self._store.renew_lease(run_id, token, self._lease_s):
+            raise Conflict(f"the lease of run {run_id} is another's")
+
+    def _patiently(self, action: Callable[[], None]) -> None:
+        """Do what broker or volume may refuse for a while; that is never fatal for a run that computes."""
         try:
             action()
-        except BrokerUnavailable as error:
-            log.warning("the broker is away: %s", error)
-            return False
-        return True
+        except (BrokerUnavailable, VolumeUnavailable, OSError) as error:
+            log.warning("for now: %s", error)
 
 
 class _Attempt:
@@ -135,8 +157,7 @@ class _Attempt:
             with open(self._run / "events.jsonl", "a", encoding="utf-8") as events:
                 while not process.has_ended():
                     for event in process.events(_TICK_S):
-                        events.write(json.dumps(event) + "\n")
-                        events.flush()
+                        self._s._patiently(partial(_append, events, event))
                         self._take(event)
                     self._tick(process)
         finally:
@@ -161,8 +182,7 @@ class _Attempt:
         now = time.monotonic()
         if now - self._renewed_at < self._s._lease_s / 5:
             return
-        if not self._store.renew_lease(self._record.run_id, self._token, self._s._lease_s):
-            raise Conflict(f"the lease of run {self._record.run_id} is another's")
+        self._s.renew(self._record.run_id, self._token)
         self._renewed_at = now
 
     def _send_progress(self) -> None:
@@ -178,7 +198,12 @@ class _Attempt:
         mirror(self._volume, self._record, durable=False)
 
     def _update(self, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
-        return self._store.update(self._record.run_id, change, attempt=self._record.attempt)
+        try:
+            return self._store.update(self._record.run_id, change, attempt=self._record.attempt)
+        except RunNotFound:
+            # The broker has lost its data; this process knows the run.
+            self._store.create(self._record)
+            return self._store.update(self._record.run_id, change, attempt=self._record.attempt)
 
     def _stop(self, process: TrainingProcess) -> None:
         now = time.monotonic()
@@ -214,7 +239,7 @@ class _Attempt:
         return status if status is not None and status["attempt"] == self._record.attempt else None
 
     def _publish(self, status: dict[str, Any]) -> JobRecord:
-        kind, name = _MODEL_KINDS[self._record.kind], self._record.model_name
+        kind, name = MODEL_KINDS[self._record.kind], self._record.model_name
         checkpoint = self._run / "checkpoints" / status["checkpoint"]
         try:
             version = Registry(self._volume).publish(name, kind, self._record.run_id, checkpoint, status["metrics"])
@@ -226,13 +251,28 @@ class _Attempt:
         return self._settle(lambda record: machine.finish(machine.report(record, metrics), version.version))
 
     def _settle(self, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
-        """Write the record's next state, waiting for the broker as long as it takes: the end must not be lost."""
+        """Write the record's next state, waiting for the broker as long as it takes: the end must not be lost.
+
+        A worker that has been told to stop waits a few seconds only: checkpoint and status are on the volume, and the
+        reaper of another worker finds the run.
+        """
+        began = time.monotonic()
         while True:
             try:
                 record = self._update(change)
             except BrokerUnavailable as error:
+                if self._s._is_draining() and time.monotonic() - began > _DRAIN_PATIENCE_S:
+                    raise
                 log.warning("the broker is away; the end of run %s waits: %s", self._record.run_id, error)
                 time.sleep(1.0)
                 continue
-            mirror(self._volume, record)
+            try:
+                mirror(self._volume, record)
+            except VolumeUnavailable as error:
+                log.warning("the end of run %s is in the broker alone: %s", record.run_id, error)
             return record
+
+
+def _append(file: IO[str], event: dict[str, Any]) -> None:
+    file.write(json.dumps(event) + "\n")
+    file.flush()

@@ -3,13 +3,18 @@
 The parent imports neither torch nor grpc, so its children may be forked. Each child carries one run at a time.
 """
 
+import atexit
+import contextlib
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,8 @@ from tandem.volume import Volume, volume_errors
 log = logging.getLogger(__name__)
 
 _BEAT_S = 2.0
+# Longer than the supervisor's own patience, so that what is being saved is saved.
+_DRAIN_PATIENCE_S = 10.0
 
 
 def build_worker(settings: Settings, redis_url: str) -> Celery:
@@ -35,7 +42,9 @@ def build_worker(settings: Settings, redis_url: str) -> Celery:
     app = make_celery(redis_url)
     volume = Volume(settings.home)
     # A file, since the children are processes of their own: it exists once the worker has been told to stop.
-    drain = Path(tempfile.mkdtemp(prefix="tandem-drain-")) / "drain"
+    folder = Path(tempfile.mkdtemp(prefix="tandem-drain-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    drain = folder / "drain"
     supervisor = Supervisor(
         JobStore(connect(redis_url), redis_url), volume, settings.lease_s, settings.stop_grace_s, drain.exists
     )
@@ -47,11 +56,26 @@ def build_worker(settings: Settings, redis_url: str) -> Celery:
 
     def begin_drain(**_: Any) -> None:
         drain.touch()
+        # Celery waits for its broker for ever, also to acknowledge; a worker told to stop must end without one.
+        threading.Thread(target=_end_without_broker, args=(redis_url,), daemon=True).start()
 
     signals.worker_shutting_down.connect(begin_drain, weak=False)
     signals.worker_process_init.connect(_die_with_parent, weak=False)
     app.steps["worker"].add(_caretaker(app, settings, volume, redis_url))
     return app
+
+
+def _end_without_broker(redis_url: str) -> None:
+    """End this process, and with it its children, once the broker has been away for a while."""
+    store = JobStore(connect(redis_url), redis_url)
+    answered = time.monotonic()
+    while time.monotonic() - answered < _DRAIN_PATIENCE_S:
+        time.sleep(0.5)
+        with contextlib.suppress(TandemError):
+            store.ping()
+            answered = time.monotonic()
+    log.warning("the broker is gone; runs in progress go on from their checkpoints when another worker finds them")
+    os._exit(1)
 
 
 def _die_with_parent(**_: Any) -> None:
@@ -76,9 +100,8 @@ def _caretaker(app: Celery, settings: Settings, volume: Volume, redis_url: str) 
         requires = ("celery.worker.components:Timer",)
 
         def start(self, worker: Any) -> None:
-            if restored := reaper.restore():
-                log.info("%d unfinished runs of the volume are back in the broker", restored)
             beat()
+            reaper.sweep()
             worker.timer.call_repeatedly(_BEAT_S, beat)
             worker.timer.call_repeatedly(max(settings.lease_s / 3, 1.0), reaper.sweep)
 
@@ -87,9 +110,9 @@ def _caretaker(app: Celery, settings: Settings, volume: Volume, redis_url: str) 
 
 def main() -> None:
     """Start the worker; one line and exit 1 where broker or volume are not there."""
-    settings = Settings.from_environment()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
+        settings = Settings.from_environment()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
         redis_url = require_redis_url(settings)
         with volume_errors(settings.home):
             for directory in ("datasets", "runs", "models"):

@@ -1,7 +1,7 @@
 """Checkpoint directories: written whole or not at all, verified by their manifest when read. Free of torch.
 
     runs/<run_id>/checkpoints/step-00001234/
-        model.safetensors  model.json  [vocabulary.json]  trainer_state.safetensors  trainer_state.json
+        model.safetensors  model.json  [vocabulary.json]  trainer_state.safetensors
         manifest.json      {"format_version": 1, "files": {name: {"size": bytes, "sha256": hex}}}
 
 Order of a save: temporary directory, each file fsynced, manifest, directory fsynced, renamed, parent fsynced. Only then

@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from tandem.checkpoints.files import list_checkpoints, manifest_digest, read_pointer, step_directory
 from tandem.checkpoints.references import ModelReference, RunReference, parse_reference
-from tandem.errors import CheckpointCorrupt, ModelNotFound, RunNotFound
+from tandem.errors import CheckpointCorrupt, Conflict, InvalidName, ModelNotFound, RunNotFound
 from tandem.names import check_name
-from tandem.volume import Volume, fsync_directory, replace_json, to_json, volume_errors, write_durably
+from tandem.volume import Volume, replace_json, volume_errors
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Version:
     sha256: str
     metrics: dict[str, float]
     created_at: str
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+_VERSION = TypeAdapter(Version)
+_ALIASES = TypeAdapter(dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,9 @@ class Registry:
         """Return the models that have a version, sorted."""
         if not self.volume.models.is_dir():
             return []
-        return sorted({path.parent.parent.name for path in self.volume.models.glob("*/versions/*.json")})
+        found = {path.parent.parent.name for path in self.volume.models.glob("*/versions/[0-9]*.json")}
+        # A directory that was put there by hand can't be asked for by its name.
+        return sorted(name for name in found if _is_name(name))
 
     def versions(self, name: str) -> list[Version]:
         """Return the versions of model `name`, oldest first; raise ModelNotFound if it has none."""
@@ -75,12 +85,14 @@ class Registry:
         return versions
 
     def aliases(self, name: str) -> dict[str, int]:
-        """Return alias → version of model `name`."""
+        """Return alias → version of model `name`; raise CheckpointCorrupt if its file is damaged."""
+        path = self.volume.model(name) / "aliases.json"
         try:
-            aliases: dict[str, int] = json.loads((self.volume.model(name) / "aliases.json").read_bytes())
+            return _ALIASES.validate_json(path.read_bytes(), strict=True)
         except FileNotFoundError:
             return {}
-        return aliases
+        except (OSError, ValueError) as error:
+            raise CheckpointCorrupt(f"{path} can't be read as a model's aliases") from error
 
     def resolve(self, reference: str) -> Located:
         """Find what `reference` names; raise InvalidReference, ModelNotFound or RunNotFound."""
@@ -91,12 +103,14 @@ class Registry:
         """Register `checkpoint` as the next version of model `name` and move `latest` (and `best`) to it.
 
         Publishing the same checkpoint of the same run again returns the version that it has. `best` goes to the
-        version with the highest val_acc1, or the lowest val_loss of a language model.
+        version with the highest val_acc1, or the lowest val_loss of a language model. Raises Conflict if the name is
+        that of a model of another kind.
         """
         directory = self.volume.model(name)
         relative = str(checkpoint.relative_to(self.volume.home))
         with volume_errors(directory), self._locked(directory):
             existing = self.versions(name) if name in self.names() else []
+            check_kind(name, existing[-1].kind if existing else kind, kind)
             for version in existing:
                 if (version.run_id, version.checkpoint) == (run_id, relative):
                     if version is existing[-1]:
@@ -164,6 +178,14 @@ class Registry:
         return Located(checkpoint, None, reference.run_id, None)
 
 
+def check_kind(name: str, there: str, wanted: str) -> None:
+    """Raise Conflict if model `name`, which is of kind `there`, is to get a version of another kind."""
+    if there != wanted:
+        raise Conflict(
+            f"model {name!r} is a {there.replace('_', ' ')}; give the {wanted.replace('_', ' ')} another --name"
+        )
+
+
 def describe(registry: Registry, name: str) -> dict[str, Any]:
     """Return what `models list --json` says of model `name`."""
     versions = registry.versions(name)
@@ -183,21 +205,25 @@ def _quality(version: Version) -> float:
     return -version.metrics.get("val_loss", float("inf"))
 
 
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name, "model")
+    except InvalidName:
+        return False
+    return True
+
+
 def _read_version(path: Path) -> Version:
     try:
-        version = Version(**json.loads(path.read_bytes()))
+        version = _VERSION.validate_json(path.read_bytes(), strict=True)
         check_name(version.name, "model")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, InvalidName) as error:
         raise CheckpointCorrupt(f"{path} can't be read as a model version") from error
     return version
 
 
 def _write_version(directory: Path, version: Version) -> None:
-    path = directory / "versions" / f"{version.version:04d}.json"
-    temporary = path.with_name(f".{path.name}")
-    write_durably(temporary, to_json(asdict(version)))
-    temporary.rename(path)
-    fsync_directory(path.parent)
+    replace_json(directory / "versions" / f"{version.version:04d}.json", asdict(version))
 
 
 def _now() -> str:

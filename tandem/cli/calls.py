@@ -1,5 +1,6 @@
 """What the commands that call the inference service share."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,22 +25,39 @@ def open_client() -> "Client":
 
 
 def read_images(paths: Sequence[Path], label_of: Callable[[Path], str] = lambda _: "") -> Iterator["Image"]:
-    """Yield the images of `paths`, read as they are needed; raise InvalidImage at once if one is no file."""
+    """Yield the images of `paths`, read as they are needed; raise InvalidImage at once if one is no readable file."""
     for path in paths:
-        if path.is_dir():
-            raise InvalidImage(f"{path} is a folder: name the images in it, such as {path}/*")
-        if not path.is_file():
-            raise InvalidImage(f"there is no image {path}")
-    return (_read(path, label_of(path)) for path in paths)
+        _check_readable(path)
+    return (_read(path, printable(label_of(path))) for path in paths)
+
+
+def _check_readable(path: Path) -> None:
+    if path.is_dir():
+        raise InvalidImage(f"{printable(path)} is a folder: name the images in it, such as {printable(path)}/*")
+    if not path.is_file():
+        raise InvalidImage(f"there is no image {printable(path)}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _read(path: Path, label: str) -> "Image":
     from tandem.client import Image
 
     try:
-        return Image(path.read_bytes(), str(path), label)
+        return Image(path.read_bytes(), printable(path), label)
     except OSError as error:
-        raise InvalidImage(f"can't read {path}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidImage:
+    return InvalidImage(f"can't read {printable(path)}: {error.strerror}")
+
+
+def printable(path: Path | str) -> str:
+    """Return the name of a file as text that can be printed and sent, whatever bytes it has."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def bar(probability: float) -> str:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def classify(reference: str, images: tuple[Path, ...], top_k: int, as_json: bool) -> None:
     """Classify images with model REF: name, name:version, name@alias or run:RUN[/STEP].
 
-    Exits 1 if an image can't be read, after the others are answered. --json prints
+    A file that is missing or can't be read is refused before anything is sent. Exits 1 if one does not decode, after
+    the others are answered. --json prints
     {model, results: [{file, top_k: [{index, id, words, probability}], error}], timings}.
     """
     sources = read_images(images)

@@ -25,7 +25,7 @@ _SHOWN = 40
 @click.argument("images", metavar="[IMAGE...]", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--data", "dataset", metavar="D", help="Compare on a dataset of the server's volume instead.")
 @click.option("--split", default="val", show_default=True, help="The split of --data.")
-@click.option("--limit", type=click.IntRange(1), help="The first so many images of the split.")
+@click.option("--limit", type=click.IntRange(1), help="So many images, spread evenly over the split.")
 @click.option("--top-k", type=click.IntRange(1), default=5, show_default=True, help="Classes for each image.")
 @click.option("--labels-from-folders", is_flag=True, help="An IMAGE's folder names its true class.")
 @json_option

@@ -18,6 +18,7 @@ from tandem.volume import Volume
 if TYPE_CHECKING:
     from tandem.client import Client
     from tandem.jobs.record import JobRecord
+    from tandem.jobs.spec import JobSpec
     from tandem.local.stack import Stack
 
 _NUM_CLASSIFIED = 3
@@ -30,15 +31,16 @@ _SERVING_TIMEOUT_S = 60.0
 @click.command()
 @click.option("--images", type=click.Path(exists=True, path_type=Path), help="A folder with a folder for each class.")
 @click.option("--text", type=click.Path(exists=True, path_type=Path), help="A UTF-8 text file.")
+@click.option("--retrain", is_flag=True, help="Train again what an earlier demo trained on the same data.")
 @json_option
-def demo(images: Path | None, text: Path | None, as_json: bool) -> None:
+def demo(images: Path | None, text: Path | None, retrain: bool, as_json: bool) -> None:
     """Train two classifiers and a language model, then classify, compare and generate with them.
 
     Uses scanned digits and Python's language reference, which come with the installed packages, or your own data.
     """
     began = time.monotonic()
     settings = replace(Settings.from_environment(), redis_url=None, inference_address=None)
-    steps = Demo(settings, images, text, as_json)
+    steps = Demo(settings, images, text, retrain, as_json)
     with _signals_interrupt():
         results = steps.run()
     results["seconds"] = round(time.monotonic() - began, 1)
@@ -67,10 +69,13 @@ def _signals_interrupt() -> Iterator[None]:
 class Demo:
     """The steps in order; what they find is printed for people, and returned for programs."""
 
-    def __init__(self, settings: Settings, images: Path | None, text: Path | None, as_json: bool) -> None:
+    def __init__(
+        self, settings: Settings, images: Path | None, text: Path | None, retrain: bool, as_json: bool
+    ) -> None:
         self._settings = settings
         self._volume = Volume(settings.home)
         self._images, self._text = images, text
+        self._retrain = retrain
         self._as_json = as_json
         self._out = console(stderr=as_json)
 
@@ -93,7 +98,7 @@ class Demo:
         return {"runs": [run.document() for run in runs], **results, "tensorboard": str(self._volume.runs)}
 
     def _head(self, text: str) -> None:
-        self._out.print(f"\n[bold]{text}[/bold]")
+        self._out.print(f"\n{text}", style="bold")
 
     def _say(self, text: str) -> None:
         self._out.print(f"  {text}", markup=False)
@@ -110,26 +115,36 @@ class Demo:
         self._say(f"text:   {text.num_tokens['train']:,} words, {text.vocabulary_size:,} different, from {text.source}")
 
     def _train(self, stack: "Stack") -> list["JobRecord"]:
+        from tandem.demo.plan import specs, trained_before
+
+        runs: list[JobRecord] = []
+        for spec in specs(self._images is not None):
+            before = None if self._retrain else trained_before(spec, self._volume)
+            if before is None:
+                runs.append(self._run(spec, stack.addresses["broker"]))
+            else:
+                self._say(
+                    f"{before.run_id} made {before.model_name} before, on the same data (--retrain makes it anew)"
+                )
+                runs.append(before)
+        return runs
+
+    def _run(self, spec: "JobSpec", broker: str) -> "JobRecord":
         from tandem.cli.follow import follow_run
-        from tandem.demo.plan import specs
         from tandem.jobs.queue import make_celery
         from tandem.jobs.runs import cancel, submit
         from tandem.jobs.store import JobStore, connect
 
-        url = stack.addresses["broker"]
-        store, app = JobStore(connect(url), url), make_celery(url)
-        runs = [submit(spec, self._volume, store, app) for spec in specs(self._images is not None)]
+        store = JobStore(connect(broker), broker)
+        run = submit(spec, self._volume, store, make_celery(broker))
         try:
-            for number, run in enumerate(runs):
-                self._say(f"{run.run_id} makes {run.model_name}")
-                runs[number] = follow_run(run.run_id, self._volume, store, quiet=self._as_json)
+            self._say(f"{run.run_id} makes {run.model_name}")
+            return follow_run(run.run_id, self._volume, store, quiet=self._as_json)
         except BaseException:
             # A demo that is broken off leaves no run that the next one would have to finish first.
-            for run in runs:
-                with contextlib.suppress(Conflict):
-                    cancel(run.run_id, self._volume, store)
+            with contextlib.suppress(Conflict):
+                cancel(run.run_id, self._volume, store)
             raise
-        return runs
 
     def _predict(self, client: "Client") -> dict[str, Any]:
         from tandem.demo.plan import LANGUAGE_MODEL, MODEL_A, MODEL_B

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Finding:
 def doctor(as_json: bool) -> None:
     """Check Python, PyTorch, GPU, volume, broker and inference; exit 1 if something needed is missing."""
     settings = Settings.from_environment()
-    checks: list[Callable[[Settings], list[Finding]]] = [_python, _torch, _volume, _broker_binary, _services]
+    checks: list[Callable[[Settings], list[Finding]]] = [_python, _torch, _volume, _broker_binary, _ports, _services]
     findings = [finding for check in checks for finding in check(settings)]
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -71,7 +72,7 @@ def _torch(_: Settings) -> list[Finding]:
     except (subprocess.SubprocessError, ValueError, IndexError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
         return [
-            Finding("PyTorch", "bad", " ".join(said), "install from requirements.lock: make clean && make test-unit")
+            Finding("PyTorch", "bad", " ".join(said), "install what requirements.lock says: make clean, then make demo")
         ]
     versions = Finding("PyTorch", "ok", f"torch {facts['torch']}, torchvision {facts['torchvision']}")
     if facts["gpus"]:
@@ -82,7 +83,7 @@ def _torch(_: Settings) -> list[Finding]:
 def _volume(settings: Settings) -> list[Finding]:
     home = settings.home
     existing = next(path for path in (home, *home.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         return [Finding("volume", "bad", f"{home} can't be written", "set TANDEM_HOME to a folder of yours")]
     free = shutil.disk_usage(existing).free
     detail = f"{home}, {free / 2**30:.1f} GiB free"
@@ -91,13 +92,25 @@ def _volume(settings: Settings) -> list[Finding]:
     return [Finding("volume", "ok", detail)]
 
 
-def _broker_binary(_: Settings) -> list[Finding]:
+def _broker_binary(settings: Settings) -> list[Finding]:
     from tandem.local.broker import find_server
 
     try:
         return [Finding("embedded broker", "ok", Path(find_server()).name)]
     except TandemError as error:
-        return [Finding("embedded broker", "bad", "no server binary", str(error))]
+        return [Finding("embedded broker", "off" if settings.redis_url else "bad", "no server binary", str(error))]
+
+
+def _ports(settings: Settings) -> list[Finding]:
+    host, _, port = settings.listen.rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except (OSError, ValueError) as error:
+            remedy = "stop what listens there, or set TANDEM_LISTEN ('tandem up' takes a free port)"
+            return [Finding("ports", "off", f"{settings.listen} can't be listened on: {error}", remedy)]
+    return [Finding("ports", "ok", f"{settings.listen} is free")]
 
 
 def _services(settings: Settings) -> list[Finding]:

@@ -23,7 +23,7 @@ _UNITS = {"train_classifier": "images", "train_language_model": "words"}
 def follow_run(
     run_id: str, volume: Volume, store: "JobStore | None", as_json: bool = False, quiet: bool = False
 ) -> JobRecord:
-    """Show a run until it ends, and return its last record; raise TrainingFailed if it failed.
+    """Show a run until it ends, and return its last record; raise TrainingFailed if it failed or was canceled.
 
     Ctrl-C leaves the run going, and says so. `quiet` keeps standard output clean; progress goes to stderr anyway.
     """
@@ -35,10 +35,10 @@ def follow_run(
     except KeyboardInterrupt:
         click.echo(f"\nrun {run_id} goes on; 'tandem runs watch {run_id}' shows it again", err=True)
         raise
+    if last.state is not State.SUCCEEDED:
+        raise TrainingFailed(closing_line(last))
     if not as_json and not quiet:
         click.echo(closing_line(last))
-    if last.state is State.FAILED:
-        raise TrainingFailed(f"run {run_id} failed: {last.message}")
     return last
 
 

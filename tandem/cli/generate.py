@@ -1,7 +1,5 @@
 """`tandem generate`: text from a language model, as it is drawn."""
 
-import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,9 +64,6 @@ class _Screen:
     def __init__(self, prompt: str | None) -> None:
         self.words: list[str] = []
         self._prompt = prompt
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # A word that the terminal can't show must not end the text.
-            sys.stdout.reconfigure(errors="replace")
 
     def show(self, step: "TextPiece | GenerationSummary") -> None:
         from tandem.client import TextPiece

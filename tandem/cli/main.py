@@ -1,6 +1,7 @@
 """Entry point of the `tandem` command: finds the noun, and turns errors into one line and an exit code."""
 
 import importlib
+import io
 import signal
 import sys
 
@@ -70,6 +71,10 @@ def tandem() -> None:
 
 def main() -> None:
     """Run the command line: exit 0 on success, 1 on an explained failure, 2 on wrong usage, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or pipe that can't show a character gets a question mark, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = tandem.main(standalone_mode=False)
     except click.ClickException as error:

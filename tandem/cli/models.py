@@ -8,7 +8,7 @@ from tandem.checkpoints.card import parse_card
 from tandem.checkpoints.files import MODEL_FILE, read_verified
 from tandem.checkpoints.registry import Registry, describe
 from tandem.cli.output import console, json_option, open_volume, print_json, table
-from tandem.errors import CheckpointCorrupt
+from tandem.errors import TandemError
 
 # Of many classes a person wants to see the first few.
 _SHOWN_CLASSES = 10
@@ -28,7 +28,7 @@ def list_(as_json: bool) -> None:
     for name in registry.names():
         try:
             documents.append(describe(registry, name))
-        except CheckpointCorrupt as error:
+        except TandemError as error:
             # One damaged model must not hide the others.
             click.echo(f"tandem: {name}: {error}", err=True)
     if as_json:

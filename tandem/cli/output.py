@@ -30,13 +30,21 @@ def print_json(document: Any) -> None:
 
 
 def console(stderr: bool = False) -> "Console":
-    """Return a rich console on stdout or stderr; rich is imported here because it takes 0.1 s."""
+    """Return a rich console on stdout or stderr; rich is imported here because it takes 0.1 s.
+
+    It prints text as it is: a file named cat[bold].png is no markup.
+    """
     from rich.console import Console
 
     is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
     # Into a pipe a table goes unwrapped, so that grep finds whole lines.
     return Console(
-        stderr=stderr, highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else _PIPE_WIDTH
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=not is_terminal,
+        width=None if is_terminal else _PIPE_WIDTH,
     )
 
 

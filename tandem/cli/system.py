@@ -12,7 +12,7 @@ import click
 
 from tandem.cli.output import console, json_option, print_json, table
 from tandem.errors import Conflict, TandemError, Unavailable
-from tandem.jobs.store import JobStore, connect
+from tandem.jobs.store import JobStore, connect, shown_url
 from tandem.local.state import SystemState, find_system, is_alive, read_state
 from tandem.settings import Settings
 from tandem.volume import Volume, volume_errors
@@ -64,15 +64,24 @@ def _detached(settings: Settings, as_json: bool) -> None:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
+    try:
+        _await_start(process, volume)
+    except BaseException:
+        # Also on Ctrl-C: what was not ready is not left running.
+        process.terminate()
+        process.wait()
+        raise
+    _print_status(system_status(settings), settings.home, as_json)
+
+
+def _await_start(process: "subprocess.Popen[bytes]", volume: Volume) -> None:
     deadline = time.monotonic() + _DETACH_TIMEOUT_S
     while (state := read_state(volume)) is None or state.manager.pid != process.pid:
         if process.poll() is not None:
             raise Unavailable(_last_line(volume.local / "up.log"))
         if time.monotonic() > deadline:
-            process.terminate()
             raise Unavailable(f"the system did not start in {_DETACH_TIMEOUT_S:.0f} s; see {volume.local}")
         time.sleep(_POLL_S)
-    _print_status(system_status(settings), settings.home, as_json)
 
 
 def _last_line(log: Path) -> str:
@@ -125,7 +134,9 @@ def system_status(settings: Settings) -> dict[str, dict[str, Any]]:
             "pid": service.pid if started and service else None,
             "log": service.log if service else None,
         }
-    result["broker"].update(address=found.redis_url, running=_broker_answers(found.redis_url))
+    result["broker"].update(
+        address=found.redis_url and shown_url(found.redis_url), running=_broker_answers(found.redis_url)
+    )
     result["trainer"].update(workers=_workers(found.redis_url) if result["broker"]["running"] else [])
     result["trainer"]["running"] = result["trainer"]["running"] or bool(result["trainer"]["workers"])
     result["inference"].update(address=found.inference_address, **_inference_health(found.inference_address))

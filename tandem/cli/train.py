@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from tandem.cli.output import json_option, print_json
+from tandem.errors import InvalidJob
 from tandem.jobs.spec import ClassifierJob, LanguageModelJob, make_spec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -120,7 +121,10 @@ def _submit(kind: str, network: str, *, follow: bool, as_json: bool, **values: A
 
     given = {name: value for name, value in values.items() if value is not None}
     given.setdefault("model_name", f"{values['dataset']}-{network}".lower()[:64])
-    spec = make_spec({"kind": kind, **given})
+    try:
+        spec = make_spec({"kind": kind, **given})
+    except InvalidJob as error:
+        raise click.UsageError(str(error)) from None
     settings = Settings.from_environment()
     volume, store = Volume(settings.home), job_store(settings)
     record = submit(spec, volume, store, celery_app(settings))

@@ -2,20 +2,27 @@
 
 from collections.abc import Iterable
 
-from tandem.data.vocabulary import END, Tokenizer
+from tandem.data.vocabulary import END, Tokenizer, split_line
 
 _NO_SPACE_BEFORE = frozenset(",.;:!?)]}%…’”»")
 _NO_SPACE_AFTER = frozenset("([{$#@“‘«¿¡")
+_APOSTROPHE = "'"
+_OPEN_QUOTE = "open quote"
 # Joins the words on both sides.
 _JOINING = frozenset("-–/")
 _QUOTES = frozenset("\"'")
+# Words on -s after which a quote opens rather than marks a possessive.
+_NOT_POSSESSIVE = frozenset("as asks does has is its means replies says this thus us was yes".split())
+# Of a long prompt the end tells what the next word clings to.
+_TAIL = 64
 
 
 class Detokenizer:
     """Renders a stream of tokens; it remembers what it needs of those before.
 
     `whitespace` tokens are joined by single spaces, as the corpus has them. With `words`, punctuation clings to its
-    word, and straight quotes open and close by turns within a line. `<eos>` is a line break. `text_before` is what the
+    word, numbers are whole (3.14; 1,000), and straight quotes open and close by turns within a line, but for the
+    apostrophe of "the dogs' bones". `<eos>` is a line break. `text_before` is what the
     text goes on from, such as a prompt.
     """
 
@@ -23,9 +30,13 @@ class Detokenizer:
         self._tokenizer = tokenizer
         # Whether the next token stands at the start of a line or after a space that is there already.
         self._at_start = not text_before or text_before[-1].isspace()
-        self._previous = text_before[-1:] if tokenizer == "words" else ""
         line = text_before.rpartition("\n")[2]
-        self._open = {quote for quote in _QUOTES if line.count(quote) % 2 and quote == '"'}
+        # Single quotes may be apostrophes, so that only double ones are counted.
+        self._open = {'"'} if line.count('"') % 2 else set()
+        self._before, self._previous = ["", "", *split_line(line[-_TAIL:], tokenizer)][-2:]
+        if _opens(line):
+            self._open.add(line[-1])
+            self._previous = _OPEN_QUOTE
 
     def push(self, tokens: Iterable[str]) -> str:
         """Return the text that `tokens` add."""
@@ -33,7 +44,7 @@ class Detokenizer:
 
     def _render(self, token: str) -> str:
         if token == END:
-            self._at_start, self._previous = True, ""
+            self._at_start, self._before, self._previous = True, "", ""
             self._open.clear()
             return "\n"
         space = "" if self._at_start or not self._parted(token) else " "
@@ -45,18 +56,38 @@ class Detokenizer:
         if self._tokenizer == "whitespace":
             return True
         if token in _QUOTES:
-            return token not in self._open and self._previous not in _NO_SPACE_AFTER
+            return token not in self._open and not self._is_apostrophe(token) and self._previous not in _NO_SPACE_AFTER
         return not (
-            token in _NO_SPACE_BEFORE
+            self._goes_on_number(token)
+            or token in _NO_SPACE_BEFORE
             or token in _JOINING
             or self._previous in _NO_SPACE_AFTER
             or self._previous in _JOINING
-            or self._previous == "open quote"
+            or self._previous == _OPEN_QUOTE
         )
 
+    def _goes_on_number(self, token: str) -> bool:
+        """True if `token` is what stands after the point or the comma of a number."""
+        if not (token.isdecimal() and self._before.isdecimal()):
+            return False
+        return self._previous == "." or (self._previous == "," and len(token) == 3 and len(self._before) <= 3)
+
+    def _is_apostrophe(self, token: str) -> bool:
+        """True if `token` marks a possessive: after a word on -s, with no single quote open."""
+        word = self._previous.lower()
+        return token == _APOSTROPHE not in self._open and word[-1:] == "s" and word not in _NOT_POSSESSIVE
+
     def _note(self, token: str) -> None:
-        self._at_start, self._previous = False, token
-        if token in _QUOTES:
+        apostrophe = self._is_apostrophe(token)
+        self._at_start, self._before, self._previous = False, self._previous, token
+        if token in _QUOTES and not apostrophe:
             if token not in self._open:
-                self._previous = "open quote"
+                self._previous = _OPEN_QUOTE
             self._open ^= {token}
+
+
+def _opens(line: str) -> bool:
+    """True if `line` ends with a quote that opens: an odd double one, or a single one that stands apart."""
+    if line.endswith('"'):
+        return line.count('"') % 2 == 1
+    return line.endswith("'") and (len(line) == 1 or line[-2].isspace() or line[-2] in _NO_SPACE_AFTER)

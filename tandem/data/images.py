@@ -1,6 +1,7 @@
 """Image bytes to pixels: decoding, and the one transform that evaluation and serving share."""
 
 import io
+import math
 import warnings
 
 import numpy as np
@@ -23,6 +24,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _DIRECT = {"JPEG", "WEBP"}
 # Modes that have just the three channels of eight bits, or one of them; others need PIL's conversion.
 _DIRECT_MODES = {"RGB", "L", "P", "RGBA", "1"}
+# Of an image many times longer than wide only the middle is resized: the ends are cut off afterwards anyway, and a
+# line of 60,000 × 1 pixels would take 100 MB on the way to 24 × 24.
+_LONGEST = 8
 
 # PIL's own warning about size: the limit below is enforced. Once for the process, since `catch_warnings` in threads
 # that decode at the same time would mix up each other's filters.
@@ -76,17 +80,26 @@ def _through_pil(image: Image.Image) -> Tensor:
 def resize_and_crop(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Return uint8 (…, 3, S, S): the shorter side resized to `resize`, the centre cut out.
 
-    Images that have the size already are returned as they are. Raises InvalidImage for one so long and narrow that it
-    would be huge when resized.
+    Images that have the size already are returned as they are; others as memory of their own.
     """
-    height, width = pixels.shape[-2:]
-    if max(height, width) * preprocessing.resize**2 > MAX_PIXELS * min(height, width):
-        raise InvalidImage(f"the image is too narrow to be resized: {width}×{height} pixels")
-    if min(height, width) != preprocessing.resize:
-        pixels = transforms.resize(pixels, [preprocessing.resize], antialias=True)
-    size = preprocessing.image_size
+    size, resize = preprocessing.image_size, preprocessing.resize
+    if min(pixels.shape[-2:]) != resize:
+        longest = max(_LONGEST, 2 * size / resize)
+        pixels = transforms.resize(_shortened(pixels, longest), [resize], antialias=True)
     if tuple(pixels.shape[-2:]) != (size, size):
-        pixels = transforms.center_crop(pixels, [size, size])
+        # What is cut out is a view: without the copy it would keep the whole picture in memory.
+        pixels = transforms.center_crop(pixels, [size, size]).contiguous()
+    return pixels
+
+
+def _shortened(pixels: Tensor, longest: float) -> Tensor:
+    """Return the middle of an image longer than `longest` times its shorter side; others as they are."""
+    for dimension in (-2, -1):
+        length, keep = pixels.shape[dimension], math.ceil(longest * min(pixels.shape[-2:]))
+        if length > keep:
+            # As much from either end, so that the centre stays where it is.
+            cut = (length - keep) // 2
+            return pixels.narrow(dimension, cut, length - 2 * cut)
     return pixels
 
 

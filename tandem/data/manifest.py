@@ -100,3 +100,10 @@ def read_index(directory: Path, split: str) -> list[tuple[str, int]]:
         raise DatasetNotFound(f"dataset {directory.name!r} has no split {split!r}")
     rows = (json.loads(line) for line in path.read_text("utf-8").splitlines())
     return [(row["file"], row["label"]) for row in rows]
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """Return `limit` (None: all) of `total` places at even strides; an index in order of class keeps its shares."""
+    if limit is None or limit >= total:
+        return list(range(total))
+    return [position * total // limit for position in range(limit)]

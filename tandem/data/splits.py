@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.images import decode_image, resize_and_crop
-from tandem.data.manifest import ImageDataset, read_index
+from tandem.data.manifest import ImageDataset, read_index, spread
 from tandem.errors import InvalidImage, TrainingFailed
 
 # Packed images are as small as objects in them: they are padded by an eighth and cut anywhere, as is usual for them.
@@ -40,20 +40,13 @@ def open_split(
 ) -> ImageSplit:
     """Return split `split` of the dataset in `directory`; with `limit`, that many images spread over the classes."""
     index = read_index(directory, split)
-    chosen = _spread(len(index), limit)
+    chosen = spread(len(index), limit)
     files = [index[row][0] for row in chosen]
     labels = torch.tensor([index[row][1] for row in chosen], dtype=torch.int64)
     if dataset.packed:
         pixels = np.load(directory / "packed" / f"{split}.npy", mmap_mode="r")
         return PackedSplit(pixels, torch.tensor(chosen, dtype=torch.int64), labels, files, preprocessing)
     return FileSplit(directory, labels, files, preprocessing)
-
-
-def _spread(total: int, limit: int | None) -> list[int]:
-    # The index is in order of class, so that even strides take the same share of each.
-    if limit is None or limit >= total:
-        return list(range(total))
-    return [position * total // limit for position in range(limit)]
 
 
 class PackedSplit:

@@ -53,14 +53,15 @@ class Vocabulary:
     def encode(self, text: str) -> tuple[list[int], list[str]]:
         """Return the token ids of `text` and the words in it that the vocabulary lacks.
 
-        A line break becomes `<eos>`; a missing word becomes `<unk>`, or is left out where there is none.
+        A line break (LF or CR LF, as the corpus is cut) becomes `<eos>`; a missing word becomes `<unk>`, or is left
+        out where there is none.
         """
         token_ids: list[int] = []
         unknown: list[str] = []
-        for number, line in enumerate(text.splitlines()):
+        for number, line in enumerate(text.split("\n")):
             if number:
                 token_ids.append(self.end_id)
-            for word in split_line(line, self.tokenizer):
+            for word in split_line(line.removesuffix("\r"), self.tokenizer):
                 token_id = self.ids.get(word, self.unknown_id)
                 if word not in self.ids:
                     unknown.append(word)

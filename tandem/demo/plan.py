@@ -2,10 +2,16 @@
 
 from pathlib import Path
 
-from tandem.data.manifest import ImageDataset, TextDataset
+from tandem.checkpoints.card import parse_card
+from tandem.checkpoints.files import MODEL_FILE
+from tandem.checkpoints.registry import Registry
+from tandem.data.manifest import ImageDataset, TextDataset, read_dataset
 from tandem.data.progress import Progress
 from tandem.demo.sources import write_digits, write_language_reference
-from tandem.jobs.spec import JobSpec, make_spec
+from tandem.errors import BadSource, TandemError
+from tandem.jobs.record import JobRecord
+from tandem.jobs.runs import SPEC_FILE, read_mirror
+from tandem.jobs.spec import JobSpec, make_spec, parse_spec
 from tandem.volume import Volume
 
 IMAGES, TEXT = "demo-images", "demo-text"
@@ -16,6 +22,9 @@ _IMAGE_SIZE = 64
 # A person's own folder may hold millions.
 _MOST_TRAIN_IMAGES, _MOST_VAL_IMAGES = 1500, 400
 _MOST_TRAIN_TOKENS, _MOST_VAL_TOKENS = 110_000, 10_000
+_MOST_WORDS = 5_000
+# Two images, and two tokens for each of the 20 rows of a batch.
+_FEWEST_TRAIN_IMAGES, _FEWEST_TRAIN_TOKENS = 2, 40
 
 
 def prepare(
@@ -29,10 +38,42 @@ def prepare(
     source.mkdir(parents=True, exist_ok=True)
     image_source = images or write_digits(source / "digits")
     text_source = text or write_language_reference(source / "language_reference.txt")
-    return (
+    prepared = (
         prepare_image_folder(volume, image_source, IMAGES, force=True, progress=progress),
-        prepare_text(volume, text_source, TEXT, force=True, progress=progress),
+        # With tens of thousands of words the output layer alone would take most of an hour on two cores.
+        prepare_text(volume, text_source, TEXT, max_vocabulary=_MOST_WORDS, force=True, progress=progress),
     )
+    _check_sizes(*prepared)
+    return prepared
+
+
+def _check_sizes(images: ImageDataset, text: TextDataset) -> None:
+    """Raise BadSource for data that training would refuse, before anything is trained."""
+    if images.num_images["train"] < _FEWEST_TRAIN_IMAGES:
+        raise BadSource(
+            f"{images.source} gives {images.num_images['train']} train images; {_FEWEST_TRAIN_IMAGES} are needed"
+        )
+    if text.num_tokens["train"] < _FEWEST_TRAIN_TOKENS:
+        raise BadSource(
+            f"{text.source} gives {text.num_tokens['train']} words to train on; {_FEWEST_TRAIN_TOKENS} are needed"
+        )
+
+
+def trained_before(spec: JobSpec, volume: Volume) -> JobRecord | None:
+    """Return the run of an earlier demonstration that did just this, and whose model is still the latest."""
+    registry = Registry(volume)
+    if spec.model_name not in registry.names():
+        return None
+    located = registry.resolve(spec.model_name)
+    run = volume.run(located.run_id)
+    try:
+        same_job = parse_spec((run / SPEC_FILE).read_bytes()) == spec
+        card = parse_card((located.checkpoint / MODEL_FILE).read_bytes())
+        dataset = read_dataset(volume, spec.dataset)
+    except (OSError, TandemError):
+        return None
+    is_same = same_job and card.dataset_fingerprint == dataset.fingerprint
+    return read_mirror(run) if is_same else None
 
 
 def specs(own_images: bool) -> list[JobSpec]:

@@ -11,9 +11,9 @@ from kombu.exceptions import OperationalError
 
 from tandem.errors import BrokerUnavailable
 from tandem.jobs.spec import JobSpec
+from tandem.settings import QUEUES
 
 RUN_JOB = "tandem.run_job"
-QUEUES = ("default", "cpu", "gpu")
 _PRIORITIES = (0, 3, 6, 9)
 _SEPARATOR = ":"
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tandem.checkpoints.registry import Registry, check_kind
 from tandem.data.manifest import ImageDataset, read_dataset
 from tandem.errors import BrokerUnavailable, InvalidJob, RunNotFound
 from tandem.jobs import record as machine
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from tandem.jobs.store import JobStore
 
 RECORD_FILE = "record.json"
+# What a run of each kind makes.
+MODEL_KINDS = {"train_classifier": "classifier", "train_language_model": "language_model"}
 SPEC_FILE = "job.json"
 
 
@@ -34,6 +37,7 @@ def submit(spec: JobSpec, volume: Volume, store: "JobStore", app: "Celery") -> J
     from tandem.jobs.queue import queue_for, send_run
 
     _check_dataset(spec, volume)
+    _check_model(spec, volume)
     store.ping()
     record = _new_record(spec, queue_for(spec))
     run = volume.run(record.run_id)
@@ -46,8 +50,13 @@ def submit(spec: JobSpec, volume: Volume, store: "JobStore", app: "Celery") -> J
     except BaseException:
         shutil.rmtree(run, ignore_errors=True)
         raise
-    # From here on the run exists: should the message be lost, the reaper sends another.
-    send_run(app, record.run_id, record.queue)
+    # From here on the run exists: where the message is lost, the reaper sends another.
+    try:
+        send_run(app, record.run_id, record.queue)
+    except BrokerUnavailable as error:
+        raise BrokerUnavailable(
+            f"run {record.run_id} is queued, and begins when the broker answers again; don't submit it twice ({error})"
+        ) from error
     return record
 
 
@@ -58,6 +67,12 @@ def _check_dataset(spec: JobSpec, volume: Volume) -> None:
         raise InvalidJob(f"--data: {spec.dataset!r} is a dataset of {dataset.kind}; this job needs {wanted}")
     if isinstance(dataset, ImageDataset) and len(dataset.classes) < 2:
         raise InvalidJob(f"--data: {spec.dataset!r} has one class; a classifier needs at least 2")
+
+
+def _check_model(spec: JobSpec, volume: Volume) -> None:
+    registry = Registry(volume)
+    if spec.model_name in registry.names():
+        check_kind(spec.model_name, registry.versions(spec.model_name)[-1].kind, MODEL_KINDS[spec.kind])
 
 
 def _new_record(spec: JobSpec, queue: str) -> JobRecord:
@@ -131,7 +146,10 @@ def find_run(run_id: str, volume: Volume, store: "JobStore | None") -> JobRecord
 
 def cancel(run_id: str, volume: Volume, store: "JobStore") -> JobRecord:
     """Ask for the end of a run: a waiting one ends at once, a running one after saving a checkpoint."""
-    record = store.update(find_run(run_id, volume, store).run_id, machine.request_cancel)
+    found = find_run(run_id, volume, store)
+    # A broker that has lost its data is given the record back first.
+    store.create(found)
+    record = store.update(found.run_id, machine.request_cancel)
     mirror(volume, record)
     return record
 

@@ -6,13 +6,30 @@ A spec holds every value that shapes the result, so that the same spec on the sa
 import difflib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from tandem.errors import InvalidJob
+from tandem.errors import InvalidJob, InvalidName
 from tandem.jobs.architectures import ARCHITECTURES
-from tandem.names import NAME_PATTERN
+from tandem.names import check_name
 
-Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+
+def _checked_name(name: str) -> str:
+    try:
+        return check_name(name, "the")
+    except InvalidName as error:
+        raise ValueError(str(error)) from None
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 LanguageModelName = Literal["RNN_TANH", "RNN_RELU", "LSTM", "GRU", "Transformer"]
 
@@ -32,7 +49,7 @@ class _Training(BaseModel):
     device: Device = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     num_threads: int | None = Field(None, ge=1, le=1024)
-    checkpoint_every_s: float = Field(60.0, gt=0)
+    checkpoint_every_s: float = Field(60.0, gt=0, allow_inf_nan=False)
 
 
 class ClassifierJob(_Training):
@@ -51,7 +68,7 @@ class ClassifierJob(_Training):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    warmup_epochs: float = Field(1.0, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0, allow_inf_nan=False)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     image_size: int | None = Field(None, ge=8, le=1024)
     crop: bool = True
@@ -90,7 +107,7 @@ class LanguageModelJob(_Training):
     dropout: float = Field(0.2, ge=0, lt=1)
     tied: bool = False
     bptt: int = Field(35, ge=1, le=65_536)
-    clip_norm: float = Field(0.25, gt=0)
+    clip_norm: float = Field(0.25, gt=0, allow_inf_nan=False)
     limit_train_tokens: int | None = Field(None, ge=2)
     limit_val_tokens: int | None = Field(None, ge=2)
 
@@ -106,6 +123,9 @@ class LanguageModelJob(_Training):
             raise ValueError(f"tied needs embedding_size ({self.embedding_size}) = hidden_size ({self.hidden_size})")
         return self
 
+
+# Where the command line's option has another name than the field.
+_OPTIONS = {"dataset": "data", "model_name": "name"}
 
 JobSpec = ClassifierJob | LanguageModelJob
 _SPEC: TypeAdapter[JobSpec] = TypeAdapter(Annotated[JobSpec, Field(discriminator="kind")])
@@ -131,6 +151,6 @@ def _explained(error: ValidationError) -> InvalidJob:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:])
     reason = first["msg"].removeprefix("Value error, ")
-    option = f"--{field.replace('_', '-')}: " if field else ""
+    option = f"--{_OPTIONS.get(field, field).replace('_', '-')}: " if field else ""
     given = f" (got {first['input']!r})" if field and first["type"] != "value_error" else ""
     return InvalidJob(f"{option}{reason}{given}", field=field)

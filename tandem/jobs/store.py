@@ -6,9 +6,11 @@ tandem:lease:<run_id>    token of the worker that holds the run; expires by itse
 tandem:events:<run_id>   stream of what happened, bounded
 tandem:models            stream that announces published versions, bounded
 tandem:worker:<host>     heartbeat of a worker; expires by itself
+tandem:remembers         there until the broker loses its data: then the volume gives it the unfinished runs back
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +25,7 @@ from tandem.jobs.record import JobRecord
 
 MODELS_STREAM = "tandem:models"
 _LIVE = "tandem:live"
+_REMEMBERS = "tandem:remembers"
 _STREAM_LENGTH = 1000
 
 # Sets KEYS[1] to ARGV[2] if it still is ARGV[1], and keeps the set of live runs in step.
@@ -47,15 +50,25 @@ class LeaseLost(Conflict):
     """Another attempt has begun: this one may write nothing more."""
 
 
+def client_url(url: str) -> str:
+    """Return `url` as redis-py writes it: Celery's redis+socket://PATH?virtual_host=N is its unix://PATH?db=N."""
+    if url.startswith("redis+socket://"):
+        return url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
+    return url
+
+
+def shown_url(url: str) -> str:
+    """Return `url` without user and password, for people and logs."""
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
 def connect(url: str) -> "redis.Redis":
     """Return a client for `url` (redis, rediss, unix, or Celery's redis+socket); it connects when first used."""
-    if url.startswith("redis+socket://"):
-        url = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
     try:
         # redis-py 8 gives up after 5 s by default; a broker under load may pause longer than that.
-        return redis.Redis.from_url(url, decode_responses=True, socket_timeout=10, socket_connect_timeout=3)
+        return redis.Redis.from_url(client_url(url), decode_responses=True, socket_timeout=10, socket_connect_timeout=3)
     except ValueError as error:
-        raise BrokerUnavailable(f"TANDEM_REDIS_URL={url!r} is no Redis address: {error}") from error
+        raise BrokerUnavailable(f"TANDEM_REDIS_URL={shown_url(url)!r} is no Redis address: {error}") from error
 
 
 class JobStore:
@@ -63,7 +76,7 @@ class JobStore:
 
     def __init__(self, client: "redis.Redis", address: str = "") -> None:
         self._redis: Any = client
-        self._address = address
+        self._address = shown_url(address)
         self._compare_and_set = self._redis.register_script(_COMPARE_AND_SET)
         self._renew = self._redis.register_script(_RENEW)
         self._release = self._redis.register_script(_RELEASE)
@@ -93,10 +106,11 @@ class JobStore:
     def create(self, record: JobRecord) -> bool:
         """Add a record; False where the run has one already."""
         with self._errors():
-            added = self._redis.set(_key(record.run_id), record.model_dump_json(), nx=True)
-            if added and not record.state.is_terminal:
-                self._redis.sadd(_LIVE, record.run_id)
-            return bool(added)
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.set(_key(record.run_id), record.model_dump_json(), nx=True)
+            if not record.state.is_terminal:
+                pipe.sadd(_LIVE, record.run_id)
+            return bool(pipe.execute()[0])
 
     def get(self, run_id: str) -> JobRecord | None:
         """Return the record of a run, None where Redis has none."""
@@ -137,6 +151,16 @@ class JobStore:
             with self._errors():
                 if self._compare_and_set(keys=keys, args=args):
                     return after
+
+    def remembers(self) -> bool:
+        """True if `remember` was called since the broker last lost its data."""
+        with self._errors():
+            return bool(self._redis.exists(_REMEMBERS))
+
+    def remember(self) -> None:
+        """Note that the broker has the records of all unfinished runs."""
+        with self._errors():
+            self._redis.set(_REMEMBERS, 1)
 
     def acquire_lease(self, run_id: str, token: str, ttl_s: float) -> bool:
         """Take the lease of a run if nobody holds it."""

@@ -1,4 +1,4 @@
-"""`tandem up` in the foreground: start the stack, watch it, stop it on SIGINT or SIGTERM."""
+"""`tandem up` in the foreground: start the stack, watch it, stop it on SIGINT, SIGTERM or SIGHUP."""
 
 import signal
 import time
@@ -26,7 +26,7 @@ def run_stack(
     def stop(*_: object) -> None:
         raise _StopRequested
 
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         with Stack(settings, ports, with_tensorboard, say) as stack:
             ready(stack)

@@ -27,6 +27,7 @@ _WAIT_S = 0.05
 # In the order of stopping: the trainer saves while the broker still listens.
 _STOP_TIMEOUTS_S = {"trainer": 90.0, "inference": 15.0, "tensorboard": 5.0, "broker": 15.0}
 _MOST_RESTARTS = 5
+_SOON_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Stack:
         self._with_tensorboard = with_tensorboard
         self._say = say
         self._children: dict[str, Child] = {}
-        self._restarts: dict[str, int] = {}
+        self._restarts: dict[str, tuple[int, float]] = {}
         self._lock: int | None = None
 
     def __enter__(self) -> "Stack":
@@ -83,6 +84,8 @@ class Stack:
             self._launch("tensorboard")
         self._await_inference()
         self._await_trainer()
+        if self._with_tensorboard:
+            self._await("tensorboard", lambda: _listens(self.addresses["tensorboard"]))
         self._write_state()
 
     def _take_lock(self) -> None:
@@ -163,14 +166,27 @@ class Stack:
         for name, child in list(self._children.items()):
             if child.is_running():
                 continue
-            count = self._restarts.get(name, 0) + 1
+            count = self._count_restart(name)
             if count > _MOST_RESTARTS:
-                raise Unavailable(f"{name} ended {count} times; the last it said: {child.last_line()} ({child.log})")
-            self._restarts[name] = count
+                said = f"{name} ended {count} times; the last it said: {child.last_line()} ({child.log})"
+                if name != "tensorboard":
+                    raise Unavailable(said)
+                # Only people look at it: the rest goes on.
+                self._say(said)
+                del self._children[name]
+                continue
             self._say(f"{name} ended ({child.last_line()}); starting it again")
             time.sleep(min(0.5 * 2**count, 10.0))
             self._launch(name)
             self._write_state()
+
+    def _count_restart(self, name: str) -> int:
+        """Return how many times in a row the service has ended, each soon after the last."""
+        count, at = self._restarts.get(name, (0, 0.0))
+        now = time.monotonic()
+        count = count + 1 if now - at < _SOON_S else 1
+        self._restarts[name] = (count, now)
+        return count
 
     def stop(self) -> None:
         """Stop what was started, the trainer first so that it can save; safe to call twice."""
@@ -202,6 +218,13 @@ def _succeeds(action: Callable[[], None]) -> bool:
     except TandemError:
         return False
     return True
+
+
+def _listens(url: str) -> bool:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, int(port))) == 0
 
 
 def free_port() -> int:

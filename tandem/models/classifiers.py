@@ -1,6 +1,8 @@
 """Any torchvision classification architecture, with the right number of outputs for the right size of image."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -13,19 +15,11 @@ def build_classifier(arch: str, num_classes: int, image_size: int) -> nn.Module:
     """Return torchvision's `arch`, freshly initialised, from images (B, 3, S, S) to logits (B, num_classes).
 
     S is `image_size`. The Inception family is built without its auxiliary heads, so that every network returns one
-    tensor. Raises TrainingFailed if the architecture can't take images of that size.
+    tensor. Raises TrainingFailed if the architecture can't be built for that size.
     """
-    builder = models.get_model_builder(arch)
-    options = {"weights": None, "num_classes": num_classes, **_options(arch, image_size)}
-    try:
-        with torch.device("meta"):
-            _check_output(builder(**options), num_classes, image_size)
-        network: nn.Module = builder(**options)
-    except (RuntimeError, ValueError, AssertionError, torch.fx.proxy.TraceError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainingFailed(
-            f"{arch} can't take {image_size}×{image_size} images ({reason}); try another --image-size, such as 224"
-        ) from error
+    with _size_errors(arch, image_size):
+        options = _options(arch, image_size)
+        network: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes, **options)
     return network
 
 
@@ -34,19 +28,32 @@ def _options(arch: str, image_size: int) -> dict[str, object]:
     if arch.startswith("vit_"):
         return {"image_size": image_size}
     if arch == "maxvit_t":
-        # Its partitions must divide each stage's feature map; at 224 this gives the 7 of the paper.
-        return {"input_size": (image_size, image_size), "partition_size": max(image_size // 32, 1)}
+        return {"input_size": (image_size, image_size)}
     if arch in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": True}
     return {}
 
 
-def _check_output(network: nn.Module, num_classes: int, image_size: int) -> None:
-    """Run shapes alone through the network, on the meta device: no memory, no arithmetic."""
+def check_image_size(network: nn.Module, arch: str, num_classes: int, image_size: int) -> None:
+    """Run one blank image through `network`; raise TrainingFailed if it can't take that size."""
+    was_training = network.training
     network.eval()
-    logits = network(torch.empty(1, 3, image_size, image_size, device="meta"))
-    if tuple(logits.shape) != (1, num_classes):
-        raise ValueError(f"its output has the shape {tuple(logits.shape)}")
+    with torch.inference_mode(), _size_errors(arch, image_size):
+        logits = network(torch.zeros(1, 3, image_size, image_size))
+        if tuple(logits.shape) != (1, num_classes):
+            raise ValueError(f"its output has the shape {tuple(logits.shape)}")
+    network.train(was_training)
+
+
+@contextmanager
+def _size_errors(arch: str, image_size: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainingFailed(
+            f"{arch} can't take {image_size}×{image_size} images ({reason}); try another --image-size, such as 224"
+        ) from error
 
 
 def num_parameters(network: nn.Module) -> int:

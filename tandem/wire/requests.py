@@ -1,12 +1,12 @@
 """What clients send, built and joined: images in messages under the limits, and the answers to them put together."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from tandem.errors import InvalidRequest, LimitExceeded
 from tandem.wire import convert
-from tandem.wire.limits import MAX_MESSAGE_BYTES
+from tandem.wire.limits import MAX_ANSWERS, MAX_MESSAGE_BYTES
 from tandem.wire.results import Classification, Comparison, ComparisonProgress, PairResult, Timings
 from tandem.wire.v1 import inference_pb2 as pb
 
@@ -40,8 +40,48 @@ class SamplingOptions:
     allow_unknown: bool = False
 
 
-def image_messages(images: Images) -> Iterator[list[pb.Image]]:
+Classifying = Generator[pb.ClassifyRequest, pb.ClassifyResponse, Classification]
+Comparing = Generator[pb.CompareRequest, pb.CompareResponse, Comparison]
+
+
+class Received:
+    """What has been answered so far, as `str` tells it; empty for nothing."""
+
+    def __init__(self, unit: str) -> None:
+        self.count = 0
+        self._unit = unit
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {self._unit}" if self.count else ""
+
+
+def classifying(model: str, images: Images, top_k: int, received: Received) -> Classifying:
+    """Yield requests, take the answer to each, and return the answer to all.
+
+    The version that answers the first message answers them all.
+    """
+    answers: list[Classification] = []
+    for chunk in image_messages(images, top_k):
+        message = yield classify_request(answers[0].model.label if answers else model, chunk, top_k)
+        answers.append(convert.classification_from_wire(message))
+        received.count += len(chunk)
+    return join_classifications(answers)
+
+
+def comparing(model_a: str, model_b: str, images: Images, top_k: int, received: Received) -> Comparing:
+    """Do what `classifying` does with two models."""
+    answers: list[Comparison] = []
+    for chunk in image_messages(images, top_k):
+        names = (answers[0].summary.a.label, answers[0].summary.b.label) if answers else (model_a, model_b)
+        message = yield compare_request(*names, chunk, top_k)
+        answers.append(convert.comparison_from_wire(message))
+        received.count += len(chunk)
+    return join_comparisons(answers)
+
+
+def image_messages(images: Images, top_k: int = 0) -> Iterator[list[pb.Image]]:
     """Yield the images in messages under the limits; one empty message if there are none, for the server to refuse."""
+    most = min(_CHUNK_IMAGES, max(MAX_ANSWERS // max(top_k, 1), 1))
     chunk: list[pb.Image] = []
     chunk_bytes = 0
     num_chunks = 0
@@ -50,7 +90,7 @@ def image_messages(images: Images) -> Iterator[list[pb.Image]]:
             raise LimitExceeded(
                 f"{image.name or 'an image'} has {len(image.data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}"
             )
-        if chunk and (len(chunk) == _CHUNK_IMAGES or chunk_bytes + len(image.data) > _CHUNK_BYTES):
+        if chunk and (len(chunk) == most or chunk_bytes + len(image.data) > _CHUNK_BYTES):
             yield chunk
             chunk, chunk_bytes, num_chunks = [], 0, num_chunks + 1
         chunk.append(pb.Image(data=image.data, name=image.name, label=image.label))
@@ -129,11 +169,13 @@ def join_comparisons(answers: Sequence[Comparison]) -> Comparison:
 class Collected:
     """The images that CompareDataset has found so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, received: Received) -> None:
         self._found: list[PairResult] = []
+        self._received = received
 
     def take(self, message: pb.CompareDatasetResponse) -> ComparisonProgress | Comparison:
         """Keep what `message` found; return the progress that it says, or the whole result with the last one."""
+        self._received.count = message.num_done
         self._found += convert.pairs_from_wire(message.disagreements)
         if not message.HasField("summary"):
             return ComparisonProgress(message.num_done, message.num_images)

@@ -1,7 +1,7 @@
 """Errors on the wire: one table from TandemError to gRPC status and back, with the details of google.rpc.
 
 The details carry the class of the error (ErrorInfo), the field of a wrong argument (BadRequest) and when to try again
-(RetryInfo), so that a client raises the very error that the server raised.
+(RetryInfo), so that a client raises an error of the class, the field and the retry time that the server's had.
 """
 
 from collections.abc import Iterable
@@ -64,22 +64,26 @@ def to_status(error: TandemError, message: str | None = None) -> WireStatus:
     if isinstance(error, errors.InvalidRequest) and error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=text)
         rich.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-    retry_after_s = getattr(error, "retry_after_s", None)
-    if retry_after_s is not None:
+    if isinstance(error, errors.QueueFull):
         delay = Duration()
-        delay.FromMilliseconds(int(retry_after_s * 1000))
+        delay.FromMilliseconds(int(error.retry_after_s * 1000))
         rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         # gRPC's own retries follow this trailer alone.
-        trailing.append((PUSHBACK_KEY, str(int(retry_after_s * 1000))))
+        trailing.append((PUSHBACK_KEY, str(int(error.retry_after_s * 1000))))
     trailing.append((DETAILS_KEY, rich.SerializeToString()))
     return WireStatus(code, text, tuple(trailing))
 
 
-def from_rpc_error(error: Any, address: str) -> TandemError:
-    """Return the TandemError that an RpcError (blocking or asyncio) stands for; `address` is the server's."""
+def from_rpc_error(error: Any, address: str, received: str = "") -> TandemError:
+    """Return the TandemError that an RpcError (blocking or asyncio) stands for; `address` is the server's.
+
+    `received` is what had been answered before, such as "12 words"; empty for nothing.
+    """
     code = error.code()
     message = " ".join((error.details() or "").split())
     rich = _rich_status(error.trailing_metadata() or ())
+    if received and rich is None and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return errors.ServerUnavailable(f"the connection to {address} was lost after {received}")
     if code == grpc.StatusCode.UNAVAILABLE and rich is None:
         return errors.ServerUnavailable(
             f"no inference server answers at {address}: start the system with 'tandem up --detach', "
@@ -89,16 +93,20 @@ def from_rpc_error(error: Any, address: str) -> TandemError:
         return errors.DeadlineExceeded(f"the inference server at {address} did not answer within the call's deadline")
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return errors.Conflict(f"the server at {address} is no inference server of this version: {message}")
-    return _rebuild(_reason(rich), _field(rich), code, message)
+    return _rebuild(rich, code, message)
 
 
-def _rebuild(reason: str, field: str, code: grpc.StatusCode, message: str) -> TandemError:
-    kind = getattr(errors, reason, None)
+def _rebuild(rich: status_pb2.Status | None, code: grpc.StatusCode, message: str) -> TandemError:
+    kind = getattr(errors, _reason(rich), None)
     if not (isinstance(kind, type) and issubclass(kind, TandemError)):
         kind = _ERRORS.get(code)
     if kind is None:
         return TandemError(f"the inference server failed: {message or code.name}")
-    return kind(message, field=field) if issubclass(kind, errors.InvalidRequest) else kind(message)
+    if issubclass(kind, errors.InvalidRequest):
+        return kind(message, field=_field(rich))
+    if issubclass(kind, errors.QueueFull):
+        return kind(message, retry_after_s=_retry_after_s(rich))
+    return kind(message)
 
 
 def _rich_status(metadata: Iterable[Any]) -> status_pb2.Status | None:
@@ -125,6 +133,14 @@ def _field(rich: status_pb2.Status | None) -> str:
         if detail.Unpack(wrong) and wrong.field_violations:
             return str(wrong.field_violations[0].field)
     return ""
+
+
+def _retry_after_s(rich: status_pb2.Status | None) -> float:
+    info = error_details_pb2.RetryInfo()
+    for detail in rich.details if rich else ():
+        if detail.Unpack(info):
+            return float(info.retry_delay.ToMilliseconds() / 1000)
+    return 1.0
 
 
 def _number(code: grpc.StatusCode) -> int:

@@ -30,6 +30,10 @@ def test_the_demo_takes_ones_own_data_and_shows_the_whole_path(shell: Shell, own
     assert len(result["generate"]["text"].split()) > 20
     assert list((shell.home / "runs").glob("*/tensorboard/events*"))
     assert not still_running(shell)
+    # A second demo on the same data trains nothing again.
+    again = shell.json("demo", *own_data)
+    assert [run["run_id"] for run in again["runs"]] == [run["run_id"] for run in result["runs"]]
+    assert again["compare"] == result["compare"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -45,13 +49,21 @@ def test_a_demo_broken_off_leaves_nothing_running(shell: Shell, own_data: tuple[
 
 
 def test_a_demo_that_fails_half_way_leaves_nothing_running(shell: Shell, own_data: tuple[str, ...]) -> None:
-    text = Path(own_data[3])
-    text.write_text("one two\nthree four\nfive six\n")
-    # Enough text to prepare, too little for a batch of 20: the third run fails at its start.
+    # In the place where the second run's model is to be registered.
+    (shell.home / "models").mkdir(parents=True)
+    (shell.home / "models" / "demo-shufflenet").write_text("in the way")
     line = shell("demo", *own_data, code=1).stderr.strip().splitlines()[-1]
     assert line.startswith("tandem: run ")
-    assert "lower --batch-size" in line
+    assert "trained, but not published: can't write" in line
     assert not still_running(shell)
+    assert [run["state"] for run in shell.json("runs", "list")] == ["FAILED", "SUCCEEDED"]
+
+
+def test_too_little_data_is_found_before_anything_is_trained(shell: Shell, own_data: tuple[str, ...]) -> None:
+    Path(own_data[3]).write_text("one two\nthree four\nfive six\n")
+    line = shell("demo", *own_data, code=1).stderr.strip().splitlines()[-1]
+    assert "words to train on; 40 are needed" in line
+    assert not list((shell.home / "runs").glob("*"))
 
 
 def test_data_that_is_not_there_is_a_wrong_use(shell: Shell) -> None:

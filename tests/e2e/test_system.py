@@ -121,7 +121,11 @@ def test_wrong_requests_get_one_line_and_the_right_code(trained: Shell) -> None:
     assert "prompt" in trained.error("generate", "lm", "--prompt", "")
     assert "language model" in trained.error("classify", "lm", image).replace("_", " ")
     assert "no dataset 'nothing'" in trained.error("train", "classifier", "--arch", "resnet18", "--data", "nothing")
-    assert "resnet18" in trained.error("train", "classifier", "--arch", "resnet81", "--data", "shapes")
+    classifier = ("train", "classifier", "--data", "shapes", "--arch")
+    assert "did you mean resnet18" in trained.error(*classifier, "resnet81", code=2)
+    assert "--epochs" in trained.error(*classifier, "resnet18", "--epochs", "0", code=2)
+    assert "--name: the name 'a b'" in trained.error(*classifier, "resnet18", "--name", "a b", code=2)
+    assert "'lm' is a language model" in trained.error(*classifier, "resnet18", "--name", "lm")
     assert "no run" in trained.error("runs", "show", "20200101-000000-abcdef")
     trained.error("train", "classifier", "--epochs", "many", "--arch", "resnet18", "--data", "shapes", code=2)
     assert "did you mean 'generate'" in trained.error("genrate", code=2)
@@ -176,6 +180,36 @@ def test_a_port_in_use_is_named_and_nothing_is_left_running(shell: Shell) -> Non
     wait_for(lambda: not _processes_of(shell), 15.0, "the end of all processes")
 
 
+def test_a_tensorboard_port_in_use_is_named(shell: Shell) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        line = shell.error("up", "--detach", "--tensorboard-port", str(taken.getsockname()[1]))
+    assert "tensorboard did not start" in line
+    wait_for(lambda: not _processes_of(shell), 15.0, "the end of all processes")
+
+
+def test_ctrl_c_while_the_system_starts_leaves_nothing_running(shell: Shell) -> None:
+    process = shell.popen("up", "--detach")
+    wait_for(lambda: (shell.home / "local" / "inference.log").is_file(), 60.0, "the start")
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    wait_for(lambda: not _processes_of(shell), 30.0, "the end of all processes")
+
+
+def test_doctor_finds_what_is_wrong(shell: Shell, tmp_path: Path) -> None:
+    findings = {finding["name"]: finding for finding in shell.json("doctor")}
+    assert findings["PyTorch"]["state"] == "ok"
+    assert findings["volume"]["state"] == "ok"
+    assert findings["broker"]["state"] == "off"
+    (tmp_path / "file").write_text("")
+    shell.home = tmp_path / "file"
+    result = shell("doctor", code=1)
+    assert "can't be written" in result.stdout
+    assert "set TANDEM_HOME to a folder of yours" in result.stdout
+
+
 def test_a_volume_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
@@ -184,16 +218,20 @@ def test_a_volume_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     assert "TANDEM_HOME" in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_however_up_ends_nothing_is_left_running(shell: Shell, number: int) -> None:
     process = shell.popen("up", "--no-tensorboard")
     wait_for(lambda: (shell.home / "local" / "system.json").is_file(), 90.0, "the system")
     assert len(_processes_of(shell)) >= 4
+    shell("data", "prepare", "text", "--source", str(write_sentences(shell.home / "t.txt")), "--name", "words")
+    run_id = shell.json("train", "lm", "--model", "LSTM", "--data", "words", "--epochs", "5000", *LM)["run_id"]
+    wait_for(lambda: shell.json("runs", "show", run_id)["step"] > 0, 60.0, "the first step")
     os.kill(process.pid, number)
     process.communicate(timeout=60)
     if number != signal.SIGKILL:
         assert process.returncode == 0
-    wait_for(lambda: not _processes_of(shell), 30.0, "the end of all processes")
+        assert shell.json("runs", "show", run_id)["state"] == "QUEUED"
+    wait_for(lambda: not _processes_of(shell), 60.0, "the end of all processes")
 
 
 def _processes_of(shell: Shell) -> list[str]:

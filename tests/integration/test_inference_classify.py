@@ -7,7 +7,6 @@ from inference_server import ServerProcess
 
 from tandem.client import Client
 from tandem.errors import (
-    DeadlineExceeded,
     InvalidReference,
     InvalidRequest,
     LimitExceeded,
@@ -102,11 +101,6 @@ def test_no_images_and_too_many(server: ServerProcess, client: Client) -> None:
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     with pytest.raises(LimitExceeded):
         client.classify("a", [bytes(65 << 20)])
-
-
-def test_a_deadline_is_honoured(server: ServerProcess) -> None:
-    with Client(server.address, timeout_s=0.002) as hasty, pytest.raises(DeadlineExceeded):
-        hasty.classify("a", [png(number) for number in range(200)])
 
 
 def test_a_run_is_a_model_too(client: Client) -> None:

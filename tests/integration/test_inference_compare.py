@@ -10,12 +10,17 @@ from tandem.errors import DatasetNotFound, InvalidRequest
 pytest_plugins = ["inference_fixtures"]
 
 
-@pytest.mark.parametrize("count", [1, 2, 33, 70])
-def test_a_model_agrees_with_itself_at_any_batch_size(client: Client, count: int) -> None:
-    answer = client.compare("three", "three:1", [png(number) for number in range(count)])
-    assert answer.summary.num_images == count
-    assert answer.summary.num_disagreements == 0
-    assert all(result.a == result.b for result in answer.results)
+def test_a_model_agrees_with_itself_at_any_batch_size(client: Client) -> None:
+    images = [png(number) for number in range(70)]
+    together = client.compare("three:1", "three:2", images)
+    assert (together.summary.a.version, together.summary.b.version) == (1, 2)
+    assert (together.summary.num_images, together.summary.num_disagreements) == (70, 0)
+    assert all(result.a == result.b for result in together.results)
+    # Against another, so that rounding that depends on the batch has answers to change.
+    mixed = client.compare("three:1", "a", images).results
+    for count in (1, 2, 33):
+        parts = [client.compare("three:2", "a", images[first : first + count]) for first in range(0, 70, count)]
+        assert tuple(result for part in parts for result in part.results) == mixed, f"batches of {count} differ"
 
 
 def test_classes_are_matched_by_id(client: Client) -> None:
@@ -54,16 +59,24 @@ def test_a_dataset_with_progress(client: Client) -> None:
     assert answer.summary.num_disagreements == len(answer.disagreements)
     assert answer.summary.labelled is not None
     assert answer.summary.labelled.num_examples == 68
-    inline = client.compare("a", "b", [Image(png(5), "x", CLASS_IDS[0])]).results[0]
-    if not inline.agree:
-        (same,) = [each for each in answer.disagreements if each.name.endswith("/val_5.png")]
-        assert (same.a, same.b) == (inline.a, inline.b)
+    # What is found are just the images on which an inline comparison disagrees, with the same answers.
+    images = {place: Image(png(place), "x", CLASS_IDS[place % 5]) for place in range(70) if place not in BROKEN_PLACES}
+    inline = dict(zip(images, client.compare("a", "b", list(images.values())).results, strict=True))
+    different = {
+        f"val/{CLASS_IDS[place % 5]}/val_{place}.png": each for place, each in inline.items() if not each.agree
+    }
+    assert 0 < len(different) < 68
+    assert {each.name: (each.a, each.b) for each in answer.disagreements} == {
+        name: (each.a, each.b) for name, each in different.items()
+    }
 
 
 def test_a_dataset_with_itself_and_a_limit(client: Client) -> None:
-    *_, answer = client.compare_dataset("three", "three", "shapes", limit=10)
+    *_, answer = client.compare_dataset("three", "three:1", "shapes", limit=20)
     assert isinstance(answer, Comparison)
-    assert (answer.summary.num_images, answer.summary.num_disagreements) == (9, 0)
+    assert (answer.summary.num_images, answer.summary.num_disagreements) == (19, 0)
+    # Of every 3.5 images one: the broken one at 3 is among them, that at 40 is not.
+    assert [result.name for result in answer.failures] == [f"val/{CLASS_IDS[3]}/val_3.png"]
 
 
 def test_wrong_requests(client: Client) -> None:

@@ -115,14 +115,3 @@ def test_numbers_that_no_field_holds(client: Client) -> None:
 def test_a_classifier_does_not_write(client: Client) -> None:
     with pytest.raises(InvalidRequest, match="a:1 is a classifier"):
         list(client.generate("a"))
-
-
-async def test_a_storm_of_cancelled_texts_leaves_the_server_well(server: ServerProcess) -> None:
-    async def leave(client: AsyncClient, seed: int) -> None:
-        async for _ in client.generate("LSTM", None, 100_000, SamplingOptions(seed=seed)):
-            break
-
-    async with AsyncClient(server.address) as client:
-        await asyncio.gather(*(leave(client, seed) for seed in range(40)))
-        answer = await asyncio.wait_for(client.classify("a", [png(0)]), 5)
-        assert not answer.results[0].error

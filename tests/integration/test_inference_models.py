@@ -17,6 +17,7 @@ pytest_plugins = ["inference_fixtures"]
 
 
 def test_list_and_get(client: Client) -> None:
+    client.classify("a", [png(0)])
     models = {model.name: model for model in client.list_models()}
     assert models["a"].kind == "classifier"
     assert models["LSTM"].kind == "language_model"
@@ -74,8 +75,11 @@ def test_a_broken_version_is_refused_and_the_old_one_goes_on(server: ServerProce
     assert client.classify("torn@latest", [png(0)]).model.version == 1
     with pytest.raises(CheckpointCorrupt, match="torn:2 can't be served") as caught:
         client.classify("torn:2", [png(0)])
-    # No path of the server's crosses the wire.
-    assert str(server.volume.home) not in str(caught.value)
+    assert "model.safetensors is altered" in str(caught.value)
+    # No path of the server's crosses the wire; its log has it.
+    for secret in (str(server.volume.home), "checkpoints/", "$TANDEM_HOME"):
+        assert secret not in str(caught.value)
+    assert f"{server.volume.home}/runs/run-torn-2/checkpoints/" in server.log.read_text()
     client.wait_until_serving("torn", timeout_s=1)
 
 

@@ -14,7 +14,7 @@ from inference_server import start_server, wait_for
 from services.inference.server import check_loopback, parse_listen, running_server
 from services.inference.server import main as server_main
 from tandem.client import Client, GenerationSummary, SamplingOptions, TextPiece
-from tandem.errors import Conflict, TandemError
+from tandem.errors import Conflict, ServerUnavailable, TandemError
 from tandem.settings import Settings
 from tandem.volume import Volume
 
@@ -141,3 +141,21 @@ def test_interrupted_with_an_endless_text_it_stops_in_its_grace(tmp_path: Path) 
         server.kill()
     # At WARNING nothing is said but where it listens.
     assert server.log.read_text() == f"listening on {server.address}\n"
+
+
+def test_a_text_that_the_servers_death_cuts_off_says_so(tmp_path: Path) -> None:
+    volume = Volume(tmp_path / "home")
+    publish_language_model(volume, "words", "run-l")
+    server = start_server(tmp_path, volume)
+    try:
+        with Client(server.address) as client:
+            client.wait_until_serving("words")
+            steps = client.generate("words", None, 100_000)
+            next(steps)
+            server.kill()
+            with pytest.raises(ServerUnavailable, match=rf"{server.address} was lost after [\d,]+ words"):
+                list(steps)
+            with pytest.raises(ServerUnavailable, match="no inference server answers"):
+                list(client.generate("words"))
+    finally:
+        server.kill()

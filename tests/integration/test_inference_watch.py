@@ -2,12 +2,18 @@
 
 import asyncio
 import logging
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from inference_server import wait_for
 from redis.asyncio import Redis
 
 from services.inference.watch import listen
-from tandem.jobs.store import MODELS_STREAM
+from tandem.jobs.store import MODELS_STREAM, client_url
+from tandem.local.broker import broker_url, server_command, socket_path
 
 
 async def until(condition: asyncio.Event, timeout_s: float = 5.0) -> None:
@@ -15,10 +21,25 @@ async def until(condition: asyncio.Event, timeout_s: float = 5.0) -> None:
     condition.clear()
 
 
-async def test_each_announcement_wakes_the_watch(valkey_url: str) -> None:
+@pytest.fixture
+def embedded_url() -> Iterator[str]:
+    """The broker as `tandem up` embeds it, with its URL as Celery writes it."""
+    with tempfile.TemporaryDirectory(prefix="tandem-") as directory:
+        socket = socket_path(Path(directory))
+        with subprocess.Popen(server_command(socket, Path(directory)), stdout=subprocess.DEVNULL) as broker:
+            try:
+                wait_for(socket.exists)
+                yield broker_url(socket)
+            finally:
+                broker.kill()
+
+
+@pytest.mark.parametrize("kind", ["valkey_url", "embedded_url"])
+async def test_each_announcement_wakes_the_watch(kind: str, request: pytest.FixtureRequest) -> None:
+    url: str = request.getfixturevalue(kind)
     wake = asyncio.Event()
-    task = asyncio.create_task(listen(lambda: valkey_url, wake))
-    async with Redis.from_url(valkey_url) as redis:
+    task = asyncio.create_task(listen(lambda: url, wake))
+    async with Redis.from_url(client_url(url)) as redis:
         for _ in range(3):
             # The listener may not have begun: announcements from before it did don't count.
             for _ in range(50):

@@ -10,7 +10,7 @@ from rig import LEASE_S, Bench, processes, wait_for
 
 from tandem.checkpoints.files import WEIGHTS_FILE, list_checkpoints, read_pointer, read_verified
 from tandem.checkpoints.registry import Registry
-from tandem.errors import BrokerUnavailable, InvalidJob
+from tandem.errors import BrokerUnavailable, Conflict, InvalidJob
 from tandem.jobs.queue import make_celery, priority_keys
 from tandem.jobs.runs import cancel, list_runs, resume, submit
 from tandem.jobs.spec import make_spec
@@ -128,6 +128,39 @@ def test_a_broker_that_loses_everything_gets_the_runs_back_from_the_volume(bench
     bench.start_worker()
     record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED", timeout_s=60)
     assert record.state == "SUCCEEDED", record.message
+
+
+def test_a_broker_that_loses_everything_in_the_middle_of_a_run_costs_nothing(bench: Bench) -> None:
+    bench.start_worker()
+    running = bench.language_model(**LONG)
+    waiting = bench.language_model(model_name="later")
+    bench.wait_for_step(running, 20)
+    connect(bench.url).flushall()
+    for run_id in (running, waiting):
+        record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
+        assert (record.state, record.attempt) == ("SUCCEEDED", 1), record.message
+
+
+def test_a_full_disk_under_the_supervisor_is_said_and_nothing_saved_is_lost(bench: Bench) -> None:
+    bench.start_worker()
+    run_id = bench.language_model(**LONG)
+    run = bench.volume.run(run_id)
+    bench.wait_for_step(run_id, 20)
+    # Neither record nor events can be written any more, as on a full disk: the run goes on and ends well.
+    (run / "record.json").unlink()
+    (run / "record.json").mkdir()
+    (run / "record.json" / "in the way").write_text("")
+    wait_for(lambda: (bench.store.get(run_id) or bench.record(run_id)).state.is_terminal, 90.0, "the end")
+    record = bench.store.get(run_id)
+    assert record is not None
+    assert (record.state, record.attempt) == ("SUCCEEDED", 1), record.message
+
+
+def test_a_name_keeps_its_kind(bench: Bench) -> None:
+    bench.start_worker()
+    bench.wait_for_state(bench.language_model(model_name="m", epochs=1), "SUCCEEDED")
+    with pytest.raises(Conflict, match="'m' is a language model; give the classifier another --name"):
+        bench.classifier(model_name="m")
 
 
 def _has_forgotten(bench: Bench, run_id: str) -> bool:

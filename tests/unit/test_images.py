@@ -6,8 +6,10 @@ import pytest
 import torch
 from factories import encode, picture
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
 from tandem.checkpoints.card import Preprocessing
+from tandem.data import images
 from tandem.data.images import decode_image, normalise, resize_and_crop
 from tandem.errors import InvalidImage
 
@@ -135,9 +137,45 @@ def test_resize_keeps_proportions_and_cuts_the_centre() -> None:
     assert resize_and_crop(same, preprocessing()) is same
 
 
-def test_a_thread_of_an_image_is_refused_rather_than_blown_up() -> None:
-    with pytest.raises(InvalidImage, match="narrow"):
-        resize_and_crop(torch.zeros(3, 1, 300_000, dtype=torch.uint8), preprocessing(256, 224))
+def ordinary(pixels: torch.Tensor, resize: int, size: int) -> torch.Tensor:
+    resized = functional.resize(pixels, [resize], antialias=True)
+    cropped: torch.Tensor = functional.center_crop(resized, [size, size])
+    return cropped
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (64, 48), (17, 90), (300, 41), (16, 128), (8, 8), (16, 40)])
+@pytest.mark.parametrize("sizes", [(16, 16), (32, 28), (24, 30)])
+def test_ordinary_images_are_resized_whole(shape: tuple[int, int], sizes: tuple[int, int]) -> None:
+    pixels = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(resize_and_crop(pixels, preprocessing(*sizes)), ordinary(pixels, *sizes))
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (16, 40), (1, 60_000), (60_000, 1), (24, 90), (3, 40_001)])
+def test_what_is_cut_out_keeps_nothing_else_in_memory(shape: tuple[int, int]) -> None:
+    pixels = resize_and_crop(torch.zeros(3, *shape, dtype=torch.uint8), preprocessing(24, 16))
+    assert pixels.shape == (3, 16, 16)
+    assert pixels.untyped_storage().nbytes() == 3 * 16 * 16
+
+
+@pytest.mark.parametrize("size", [16, 300])
+def test_of_a_thread_of_an_image_only_the_middle_is_resized(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    resized, plain = list[int](), functional.resize
+
+    def resize(pixels: torch.Tensor, to: list[int], antialias: bool) -> torch.Tensor:
+        result: torch.Tensor = plain(pixels, to, antialias=antialias)
+        resized.append(result.numel())
+        return result
+
+    monkeypatch.setattr(images.transforms, "resize", resize)
+    length = 300_001
+    pixels = torch.zeros(3, 1, length, dtype=torch.uint8)
+    pixels[:, :, length // 2] = 255
+    for turned in (pixels, pixels.transpose(1, 2)):
+        cut = resize_and_crop(turned, preprocessing(24, size)).float().mean(dim=0)
+        # The one bright pixel is in the middle still.
+        assert cut.sum(dim=0).argmax().item() in range(size // 2 - 12, size // 2 + 12)
+        assert cut.sum(dim=1).argmax().item() in range(size // 2 - 12, size // 2 + 12)
+    assert max(resized) <= 3 * 24 * max(9 * 24, 2 * size + 48)
 
 
 def test_normalise_scales_then_shifts() -> None:

@@ -11,6 +11,7 @@ import pytest
 from factories import classifier_card
 
 from services.inference import registry as module
+from services.inference import watch
 from services.inference.loading import Served, ServedClassifier
 from services.inference.registry import ServingRegistry
 from services.inference.runtimes.interface import ClassifierRuntime
@@ -27,6 +28,7 @@ class FakeLoader:
 
     loads: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
+    crashing: set[str] = field(default_factory=set)
     gate: asyncio.Event | None = None
 
     async def __call__(self, located: Located) -> Served:
@@ -34,6 +36,8 @@ class FakeLoader:
         if self.gate is not None:
             await self.gate.wait()
         await asyncio.sleep(0)
+        if located.label in self.crashing:
+            raise MemoryError("no room")
         if located.label in self.broken:
             raise CheckpointCorrupt("a bit is flipped")
         return ServedClassifier(located, classifier_card(), cast(ClassifierRuntime, None))
@@ -210,6 +214,116 @@ async def test_runs_are_looked_up_each_time(
     write_checkpoint(newer, {"weights": b"newer"})
     write_pointer(volume.run("r0"), "latest", newer, {})
     assert await label(models, "run:r0") == "run:r0/2"
+
+
+async def test_what_is_published_during_a_first_load_is_not_lost(
+    models: ServingRegistry, loader: FakeLoader, publish: Callable[..., None]
+) -> None:
+    publish("m")
+    loader.gate = asyncio.Event()
+    first = asyncio.create_task(label(models, "m"))
+    while not loader.loads:
+        await asyncio.sleep(0.01)
+    publish("m")
+    refreshing = asyncio.create_task(models.refresh())
+    while len(loader.loads) < 2:
+        await asyncio.sleep(0.01)
+    # The newer one is ready first, as it is where the older is the larger.
+    await asyncio.sleep(0.05)
+    loader.gate.set()
+    assert await refreshing == {"m": True}
+    assert await first == "m:2"
+    assert await label(models, "m") == "m:2"
+
+
+async def test_what_is_promoted_during_a_first_load_is_followed_without_a_refresh(
+    models: ServingRegistry, volume: Volume, loader: FakeLoader, publish: Callable[..., None]
+) -> None:
+    publish("m", "m")
+    loader.gate = asyncio.Event()
+    first = asyncio.create_task(label(models, "m@best"))
+    while not loader.loads:
+        await asyncio.sleep(0.01)
+    (volume.model("m") / "aliases.json").write_text('{"latest": 2, "best": 2}')
+    loader.gate.set()
+    assert await first == "m:2"
+    assert await label(models, "m@best") == "m:2"
+    assert loader.loads == ["m:1", "m:2"]
+
+
+async def test_runs_count_among_what_is_loaded(models: ServingRegistry, publish: Callable[..., None]) -> None:
+    publish("a", "b", "c", "d", "e")
+    for number in range(5):
+        assert await label(models, f"run:r{number}") == f"run:r{number}/1"
+        assert len(models._loaded) <= 3
+    await asyncio.gather(*(models.get(name) for name in "abcde"))
+    assert len(models._loaded) == 3
+    assert {served.located.label for served in models._pointers.values()} <= {
+        served.located.label for served in models._loaded.values()
+    }
+
+
+@pytest.mark.parametrize("damage", ["aliases.json", "versions/0001.json"])
+async def test_a_damaged_model_hides_no_other_and_is_spoken_of_once(
+    models: ServingRegistry,
+    volume: Volume,
+    publish: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    publish("good", "bad")
+    assert await models.refresh() == {"good": True, "bad": True}
+    whole = (volume.model("bad") / damage).read_bytes()
+    (volume.model("bad") / damage).write_text("{")
+    (volume.models / "not a name" / "versions").mkdir(parents=True)
+    (volume.models / "not a name" / "versions" / "0001.json").write_text("{")
+    publish("good")
+    for _ in range(3):
+        assert await models.refresh() == {"good": True, "bad": True}
+    assert await label(models, "good") == "good:2"
+    # What was loaded whole goes on being served.
+    assert await label(models, "bad") == "bad:1"
+    (record,) = caplog.records
+    assert record.getMessage().startswith("bad@latest can't be followed")
+    assert record.exc_info is None
+    assert models.has_failures
+    (volume.model("bad") / damage).write_bytes(whole)
+    await models.refresh()
+    assert not models.has_failures
+
+
+async def test_a_load_that_fails_in_an_unknown_way_stops_no_refresh(
+    models: ServingRegistry, loader: FakeLoader, publish: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    publish("good", "bad")
+    loader.crashing = {"bad:1"}
+    for _ in range(2):
+        assert await models.refresh() == {"good": True, "bad": False}
+    (record,) = caplog.records
+    assert record.exc_info is not None
+
+
+async def test_a_task_that_dies_is_said_once_and_started_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "RESTART_S", 0.001)
+    starts = []
+
+    async def start() -> None:
+        starts.append(1)
+        if len(starts) < 5:
+            raise ZeroDivisionError("a bug")
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(watch.keep_running("the watch", start))
+    while len(starts) < 5:
+        await asyncio.sleep(0.01)
+    (record,) = caplog.records
+    assert record.exc_info
+    assert "the watch failed" in record.getMessage()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def test_a_scan_sees_each_change(volume: Volume, publish: Callable[..., None]) -> None:

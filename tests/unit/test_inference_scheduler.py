@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from services.inference.scheduler import MAX_BATCH, DeviceScheduler, QueueFull
-from tandem.errors import DeadlineExceeded
+from services.inference.scheduler import MAX_BATCH, DeviceScheduler
+from tandem.errors import DeadlineExceeded, QueueFull, Unavailable
 
 
 @pytest.fixture
@@ -132,3 +132,22 @@ async def test_the_queue_is_bounded_by_items(scheduler: DeviceScheduler) -> None
     assert scheduler.num_items == 0
     with scheduler.admit(1000):
         assert scheduler.num_items == 1000
+
+
+async def test_closing_ends_what_runs_and_fails_what_waits() -> None:
+    scheduler, gate, ran = DeviceScheduler(torch.device("cpu")), Gate(), []
+    first = asyncio.create_task(scheduler.run(gate))
+    waiting = [asyncio.create_task(scheduler.run(lambda: ran.append(1))) for _ in range(2)]
+    assert await asyncio.to_thread(gate.entered.wait, 5)
+    closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
+    while not scheduler._closed:
+        await asyncio.sleep(0.01)
+    gate.opened.set()
+    await closing
+    assert (await first).value == "opened"
+    for each in waiting:
+        with pytest.raises(Unavailable, match="stopping"):
+            await asyncio.wait_for(each, 1)
+    with pytest.raises(Unavailable, match="stopping"):
+        await asyncio.wait_for(scheduler.run(lambda: ran.append(1)), 1)
+    assert ran == []

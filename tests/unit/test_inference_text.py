@@ -1,13 +1,16 @@
 import pytest
 
 from tandem.data.detokenize import Detokenizer
-from tandem.data.vocabulary import Tokenizer, split_line
+from tandem.data.vocabulary import Tokenizer, build_vocabulary, split_line
 
 SENTENCES = [
     "the cat sat, and (so it is said) it ran!",
     "what? 50% of the well-known ones; see [1].",
     'he said "it is so" and "that too", then left.',
     "don't stop",
+    "the dogs' bones and the cats' milk",
+    "it says 'so it is' here",
+    "pi is 3.14, or 1,000 times 1,234,567.8; 12 more.",
 ]
 
 
@@ -38,6 +41,12 @@ def test_whitespace_tokens_keep_their_spaces() -> None:
         ("words", "the cat ", ["sat"], "sat"),
         ("words", "the cat", [",", "and"], ", and"),
         ("words", "the (", ["big"], "big"),
+        ("words", 'he said "', ["go", '"', "so"], 'go" so'),
+        ("words", "he said '", ["go", "'", "so"], "go' so"),
+        ("words", 'he "went"', ["home"], " home"),
+        ("words", "the dogs'", ["bones"], " bones"),
+        ("words", "about 3.", ["14"], "14"),
+        ("words", "in 1999,", ["200", "men"], " 200 men"),
         ("words", 'he said "go', ['"', "so"], '" so'),
         ("whitespace", "the cat", [",", "and"], " , and"),
         ("words", "the cat", ["<eos>", "so"], "\nso"),
@@ -45,3 +54,21 @@ def test_whitespace_tokens_keep_their_spaces() -> None:
 )
 def test_text_goes_on_from_the_prompt(tokenizer: Tokenizer, before: str, tokens: list[str], text: str) -> None:
     assert Detokenizer(tokenizer, before).push(tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("a", "a"),
+        ("a\n", "a <eos>"),
+        ("\n\na", "<eos> <eos> a"),
+        ("a\r\nb", "a <eos> b"),
+        ("a\u2028b\x0bc\x85d\re", "a b c d e"),
+        ("", ""),
+    ],
+)
+def test_a_line_ends_where_the_corpus_ends_it(text: str, tokens: str) -> None:
+    vocabulary = build_vocabulary(["a b c d e"], "whitespace")
+    token_ids, unknown = vocabulary.encode(text)
+    assert " ".join(vocabulary.tokens[token_id] for token_id in token_ids) == tokens
+    assert unknown == []

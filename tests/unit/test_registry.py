@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,34 @@ def test_a_damaged_version_file_is_refused(registry: Registry) -> None:
     (registry.volume.model("m") / "versions" / "0001.json").write_text("{")
     with pytest.raises(CheckpointCorrupt):
         registry.resolve("m")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"version": "1"}, {"metrics": [1]}, {"checkpoint": None}, {"created_at": 3}, {"more": 1}, {"name": "../m"}],
+)
+def test_a_version_of_another_shape_is_refused(registry: Registry, change: dict[str, object]) -> None:
+    publish(registry, "r1", 0.5)
+    path = registry.volume.model("m") / "versions" / "0001.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **change}))
+    with pytest.raises(CheckpointCorrupt, match=r"0001\.json can't be read"):
+        registry.versions("m")
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1]", '"x"', '{"latest": "1"}', '{"latest": true}', '{"best": {}}', "\xff"])
+def test_damaged_aliases_are_refused(registry: Registry, text: str) -> None:
+    publish(registry, "r1", 0.5)
+    (registry.volume.model("m") / "aliases.json").write_text(text, "latin-1")
+    with pytest.raises(CheckpointCorrupt, match=r"aliases\.json can't be read"):
+        registry.resolve("m")
+    assert registry.resolve("m:1").label == "m:1"
+
+
+def test_directories_that_no_reference_can_name_are_passed_over(registry: Registry) -> None:
+    publish(registry, "r1", 0.5)
+    for name in ("two words", ".hidden", "-x"):
+        shutil.copytree(registry.volume.model("m"), registry.volume.models / name)
+    assert registry.names() == ["m"]
 
 
 @pytest.mark.parametrize(

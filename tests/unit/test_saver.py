@@ -12,7 +12,7 @@ from services.trainer.engine.reports import Report
 from services.trainer.saver import Saver, load_best
 from tandem.checkpoints.card import Card
 from tandem.checkpoints.files import WEIGHTS_FILE, list_checkpoints, read_pointer
-from tandem.errors import CheckpointCorrupt, Conflict
+from tandem.errors import CheckpointCorrupt, Conflict, TrainingFailed
 
 
 class FakeTraining:
@@ -119,3 +119,13 @@ def test_what_a_killed_save_left_behind_is_removed_by_the_next(tmp_path: Path) -
     (tmp_path / "checkpoints" / ".old-step-00000001").mkdir()
     saver(tmp_path).save(FakeTraining().advance(2), {})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    saver(tmp_path).save(FakeTraining().advance(1), {})
+
+    def other(epoch: int, step: int, metrics: dict[str, float]) -> Card:
+        return card(epoch, step, metrics).model_copy(update={"dataset_fingerprint": "1" * 64})
+
+    with pytest.raises(TrainingFailed, match="has been replaced since this run began"):
+        Saver(tmp_path, other, None, lambda: None).resume(FakeTraining())

@@ -9,9 +9,8 @@ import grpc
 import pytest
 
 from services.inference.boundary import Boundary
-from services.inference.scheduler import QueueFull
 from services.inference.servicers import InferenceServicer
-from tandem.errors import CheckpointCorrupt, InvalidRequest
+from tandem.errors import CheckpointCorrupt, InvalidRequest, QueueFull
 from tandem.wire.status import DETAILS_KEY, PUSHBACK_KEY
 from tandem.wire.v1 import inference_pb2 as pb
 
@@ -68,8 +67,21 @@ async def ended_by(error: BaseException) -> tuple[grpc.StatusCode, str, dict[str
 
 async def test_errors_of_ours_keep_their_line_without_the_volumes_path() -> None:
     code, message, metadata = await ended_by(CheckpointCorrupt("/secret/home/runs/r1/x is\n altered"))
-    assert (code, message) == (grpc.StatusCode.DATA_LOSS, "$TANDEM_HOME/runs/r1/x is altered")
+    assert (code, message) == (grpc.StatusCode.DATA_LOSS, "x is altered")
     assert b"secret" not in metadata[DETAILS_KEY]
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside"),
+    [
+        ("m:2 can't be served: {}/runs/r/checkpoints/step-1/m.json is gone", "m:2 can't be served: m.json is gone"),
+        ("{}/runs/r/checkpoints/step-1 is no checkpoint", "step-1 is no checkpoint"),
+        ("{0}/a/b and {0}/c/d", "b and d"),
+        ("can't write {}: full", "can't write $TANDEM_HOME: full"),
+    ],
+)
+async def test_of_a_path_the_name_is_told(inside: str, outside: str) -> None:
+    assert (await ended_by(CheckpointCorrupt(inside.format("/secret/home"))))[1] == outside
 
 
 async def test_a_full_queue_carries_the_pushback() -> None:
@@ -169,6 +181,28 @@ async def test_services_of_others_are_left_alone() -> None:
         (
             lambda servicer, context: anext(servicer.Generate(pb.GenerateRequest(model="m", prompt=" "), context)),
             "the prompt is empty",
+        ),
+        (
+            lambda servicer, context: anext(
+                servicer.Generate(pb.GenerateRequest(model="m", prompt="é" * 600_000), context)
+            ),
+            "1,048,576 bytes",
+        ),
+        (
+            lambda servicer, context: servicer.Classify(
+                pb.ClassifyRequest(model="m", top_k=1000, images=[pb.Image(data=b"x")] * 101), context
+            ),
+            "the limit is 100,000",
+        ),
+        (
+            lambda servicer, context: servicer.Compare(
+                pb.CompareRequest(top_k=100_000, images=[pb.Image(data=b"x")] * 2), context
+            ),
+            "the limit is 100,000",
+        ),
+        (
+            lambda servicer, context: anext(servicer.CompareDataset(pb.CompareDatasetRequest(top_k=1000), context)),
+            "the limit is 100,000",
         ),
         (
             lambda servicer, context: anext(

@@ -2,10 +2,12 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from services.inference.scheduler import QueueFull
 from tandem import errors
 from tandem.comparison.paired import PairedTable
+from tandem.errors import QueueFull
 from tandem.wire import convert
+from tandem.wire.limits import MAX_ANSWERS
+from tandem.wire.requests import image_messages
 from tandem.wire.results import (
     Classification,
     Comparison,
@@ -75,8 +77,9 @@ def test_a_full_queue_says_when_to_try_again() -> None:
     info = error_details_pb2.RetryInfo()
     assert any(each.Unpack(info) for each in status_pb2.Status.FromString(metadata[DETAILS_KEY]).details)
     assert info.retry_delay.ToMilliseconds() == 250
-    # The client has no such class; it raises what the code stands for.
-    assert type(from_rpc_error(FakeRpcError(status), "")) is errors.LimitExceeded
+    back = from_rpc_error(FakeRpcError(status), "")
+    assert isinstance(back, errors.QueueFull)
+    assert back.retry_after_s == 0.25
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,19 @@ def test_statuses_that_are_not_ours_make_one_line(
     assert type(error) is kind
     assert says in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_a_connection_that_is_lost_on_the_way_is_no_server_that_was_never_there(code: grpc.StatusCode) -> None:
+    error = from_rpc_error(FakeRpcError(WireStatus(code, "Socket closed", ())), "127.0.0.1:9", "1,200 words")
+    assert type(error) is errors.ServerUnavailable
+    assert str(error) == "the connection to 127.0.0.1:9 was lost after 1,200 words"
+
+
+def test_messages_hold_no_more_images_than_their_answers_may() -> None:
+    assert [len(chunk) for chunk in image_messages([b"x"] * 300, top_k=5)] == [256, 44]
+    assert [len(chunk) for chunk in image_messages([b"x"] * 300, top_k=1000)] == [100, 100, 100]
+    assert [len(chunk) for chunk in image_messages([b"x"] * 2, top_k=MAX_ANSWERS * 9)] == [1, 1]
 
 
 def test_damaged_details_are_passed_over() -> None:

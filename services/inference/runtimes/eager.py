@@ -97,10 +97,18 @@ class _BlockedLinear(nn.Linear):
 
 
 def _with_blocked_heads(network: nn.Module) -> nn.Module:
-    for module in network.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = _BlockedLinear
+    """Return `network` with its linear layers replaced, itself included; the parameters are the same."""
+    if type(network) is nn.Linear:
+        return _blocked(network)
+    for name, child in network.named_children():
+        setattr(network, name, _with_blocked_heads(child))
     return network
+
+
+def _blocked(linear: nn.Linear) -> _BlockedLinear:
+    blocked = _BlockedLinear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    blocked.weight, blocked.bias = linear.weight, linear.bias
+    return blocked.train(linear.training)
 
 
 def _check_finite(logits: Tensor) -> None:

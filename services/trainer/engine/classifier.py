@@ -18,7 +18,8 @@ from tandem.data.splits import ImageSplit
 from tandem.errors import TrainingFailed
 from tandem.jobs.spec import ClassifierJob
 
-_EVAL_BATCH = 256
+# Without gradients an evaluation batch takes less memory than a training batch of half its size.
+_EVAL_BATCH_FACTOR = 2
 
 
 class ClassifierTraining:
@@ -110,7 +111,7 @@ class ClassifierTraining:
         """Add val_loss, val_acc1 and val_acc5 to `metrics`."""
         self.network.eval()
         sums = torch.zeros_like(self._sums)
-        for rows in torch.split(torch.arange(len(self._val.labels)), _EVAL_BATCH):
+        for rows in torch.split(torch.arange(len(self._val.labels)), _EVAL_BATCH_FACTOR * self.spec.batch_size):
             # inference_mode must not stay open over a yield: the caller may save or train in between.
             with torch.inference_mode(), self._autocast():
                 labels = self._val.labels[rows].to(self.device)

@@ -1,0 +1,90 @@
+"""Training on a GPU: the loops learn there, and a run that was interrupted goes on from its snapshot."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.trainer.engine.classifier import ClassifierTraining
+from services.trainer.engine.language_model import LanguageModelTraining
+from services.trainer.engine.reports import EpochDone, StepDone, Training
+from tandem.checkpoints.card import Preprocessing
+from tandem.checkpoints.tensors import bare_state, load_weights
+from tandem.data.splits import PackedSplit
+from tandem.jobs.spec import ClassifierJob, LanguageModelJob
+from tandem.models.classifiers import build_classifier
+from tandem.models.language_models import LanguageModelShape, build_language_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch finds no CUDA device"),
+]
+
+SIDE = 32
+
+
+def classifier(precision: str) -> ClassifierTraining:
+    preprocessing = Preprocessing(resize=SIDE, image_size=SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    labels = torch.arange(96) % 3
+    pixels = torch.randint(0, 90, (96, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[torch.arange(96), labels] += 120
+    split = PackedSplit(pixels.numpy(), torch.arange(96), labels, [str(row) for row in range(96)], preprocessing)
+    spec = ClassifierJob.model_validate(
+        {
+            "dataset": "d",
+            "model_name": "m",
+            "arch": "resnet18",
+            "epochs": 15,
+            "learning_rate": 0.02,
+            "precision": precision,
+        }
+    )
+    torch.manual_seed(0)
+    return ClassifierTraining(
+        spec, build_classifier("resnet18", 3, SIDE), split, split, preprocessing, torch.device("cuda")
+    )
+
+
+def language_model(model: str) -> LanguageModelTraining:
+    text: Tensor = (torch.arange(800) * 3 + torch.arange(800) // 7) % 11
+    spec = LanguageModelJob.model_validate(
+        {
+            "dataset": "d",
+            "model_name": "m",
+            "model": model,
+            "epochs": 8,
+            "batch_size": 4,
+            "bptt": 8,
+            "learning_rate": 0.02,
+        }
+    )
+    torch.manual_seed(0)
+    network = build_language_model(LanguageModelShape(spec.model, 11, 32, 32, 2, 2, 0.0, False, 32))
+    return LanguageModelTraining(spec, network, text, text[:200], torch.device("cuda"))
+
+
+def finish(training: Training, until: Callable[[int], bool] = lambda _: False) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for report in training.fit():
+        if isinstance(report, EpochDone):
+            metrics = dict(report.metrics)
+        if isinstance(report, StepDone) and until(report.step):
+            break
+    return metrics
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_classifier_learns_and_goes_on_from_a_snapshot(precision: str) -> None:
+    assert finish(classifier(precision))["val_acc1"] > 95
+    first = classifier(precision)
+    finish(first, until=lambda step: step == 5)
+    second = classifier(precision)
+    load_weights(second.network, bare_state(first.network))
+    second.restore(first.snapshot())
+    assert finish(second)["val_acc1"] > 95
+
+
+@pytest.mark.parametrize("model", ["LSTM", "Transformer"])
+def test_a_language_model_learns(model: str) -> None:
+    assert finish(language_model(model))["val_ppl"] < 4.0
