@@ -88,7 +88,10 @@ async def running_server(settings: Settings, allow_insecure: bool = False) -> As
 
 @contextlib.asynccontextmanager
 async def _engine(settings: Settings) -> AsyncIterator[Engine]:
-    device = resolve_device(settings.device)
+    try:
+        device = resolve_device(settings.device)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"TANDEM_DEVICE={settings.device!r}: {error}") from error
     configure_device(device)
     volume = Volume(settings.home)
     scheduler, decoder = DeviceScheduler(device), Decoder()

@@ -75,12 +75,13 @@ class Stack:
             for directory in (self.volume.datasets, self.volume.runs, self.volume.models, self.volume.local):
                 directory.mkdir(parents=True, exist_ok=True)
             self._take_lock()
+        if self._with_tensorboard:
+            self.addresses["tensorboard"] = f"http://127.0.0.1:{tensorboard_port(self._ports.tensorboard)}"
         self._start_broker()
         # Trainer and inference start side by side: most of their time is importing.
         self._launch("trainer")
         self._launch("inference")
         if self._with_tensorboard:
-            self.addresses["tensorboard"] = f"http://127.0.0.1:{self._ports.tensorboard or free_port()}"
             self._launch("tensorboard")
         self._await_inference()
         self._await_trainer()
@@ -227,8 +228,17 @@ def _listens(url: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
-def free_port() -> int:
-    """Return a loopback port that is free now."""
+def tensorboard_port(port: int) -> int:
+    """Return loopback port `port`, or a free one for 0; raise Unavailable if it is in use.
+
+    TensorBoard does not say which free port it took, so one is picked for it.
+    """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise Unavailable(
+                f"tensorboard can't listen on 127.0.0.1:{port}: {error.strerror}; take another"
+            ) from error
         return int(probe.getsockname()[1])

@@ -184,8 +184,9 @@ def test_a_tensorboard_port_in_use_is_named(shell: Shell) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        line = shell.error("up", "--detach", "--tensorboard-port", str(taken.getsockname()[1]))
-    assert "tensorboard did not start" in line
+        port = taken.getsockname()[1]
+        line = shell.error("up", "--detach", "--tensorboard-port", str(port))
+    assert f"tensorboard can't listen on 127.0.0.1:{port}: Address already in use" in line
     wait_for(lambda: not _processes_of(shell), 15.0, "the end of all processes")
 
 

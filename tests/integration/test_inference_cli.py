@@ -1,6 +1,7 @@
 """What a person types: classify, compare, generate and models, against a real server."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -82,6 +83,42 @@ def test_classify_names_what_fails(tandem: Terminal, pictures: list[Path], tmp_p
     assert "no model 'x' in the registry" in tandem("classify", "x", pictures[0], code=1)
     assert "is a language model" in tandem("classify", "LSTM", pictures[0], code=1)
     assert "Missing argument" in tandem("classify", "a", code=2)
+
+
+def test_names_that_are_no_text_or_look_like_markup(tandem: Terminal, tmp_path: Path) -> None:
+    paths = [tmp_path / os.fsdecode(name) for name in (b"caf\xe9.png", b"cat[x].png", b"[b]:smile:.png")]
+    for number, path in enumerate(paths):
+        path.write_bytes(png(number))
+    document = tandem.json("classify", "a", *paths)
+    assert [each["file"] for each in document["results"]] == [
+        f"{tmp_path}/{name}" for name in ("caf�.png", "cat[x].png", "[b]:smile:.png")
+    ]
+    printed = tandem("compare", "a", "three", *paths)
+    assert all(name in printed for name in ("caf�.png", "cat[x].png", "[b]:smile:.png"))
+    paths[0].write_bytes(b"junk")
+    assert "caf�.png: not an image" in tandem("classify", "a", *paths, code=1)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_stdout_that_can_not_show_a_character(server: ServerProcess, tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "\u03bb.png"
+    path.write_bytes(png(0))
+    command = [sys.executable, "-c", "from tandem.cli.main import main; main()"]
+    for arguments in (
+        ["classify", "a", str(path)],
+        ["compare", "a", "three", str(path)],
+        ["generate", "LSTM", "--prompt", "\u03bb", "--words", "3"],
+    ):
+        done = subprocess.run(
+            [*command, *arguments],
+            env=environment(TANDEM_INFERENCE_ADDRESS=server.address, PYTHONIOENCODING=encoding),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+        # Click itself takes ASCII for UTF-8.
+        assert (b"?" in done.stdout) or encoding == "ascii"
 
 
 def test_compare_images(tandem: Terminal, pictures: list[Path]) -> None:

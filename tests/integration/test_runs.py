@@ -141,19 +141,22 @@ def test_a_broker_that_loses_everything_in_the_middle_of_a_run_costs_nothing(ben
         assert (record.state, record.attempt) == ("SUCCEEDED", 1), record.message
 
 
-def test_a_full_disk_under_the_supervisor_is_said_and_nothing_saved_is_lost(bench: Bench) -> None:
+def test_a_record_that_can_not_be_written_fails_the_run_once_and_says_so(bench: Bench) -> None:
     bench.start_worker()
     run_id = bench.language_model(**LONG)
     run = bench.volume.run(run_id)
     bench.wait_for_step(run_id, 20)
-    # Neither record nor events can be written any more, as on a full disk: the run goes on and ends well.
+    # The supervisor can't write it any more, as on a full disk; that must not kill the process that saves.
     (run / "record.json").unlink()
     (run / "record.json").mkdir()
     (run / "record.json" / "in the way").write_text("")
     wait_for(lambda: (bench.store.get(run_id) or bench.record(run_id)).state.is_terminal, 90.0, "the end")
     record = bench.store.get(run_id)
     assert record is not None
-    assert (record.state, record.attempt) == ("SUCCEEDED", 1), record.message
+    assert (record.state, record.attempt) == ("FAILED", 1)
+    assert "can't write" in record.message
+    assert "record.json" in record.message
+    assert list_checkpoints(run)
 
 
 def test_a_name_keeps_its_kind(bench: Bench) -> None:

@@ -9,7 +9,6 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from tandem.checkpoints.card import Preprocessing
-from tandem.data import images
 from tandem.data.images import decode_image, normalise, resize_and_crop
 from tandem.errors import InvalidImage
 
@@ -166,7 +165,7 @@ def test_of_a_thread_of_an_image_only_the_middle_is_resized(size: int, monkeypat
         resized.append(result.numel())
         return result
 
-    monkeypatch.setattr(images.transforms, "resize", resize)
+    monkeypatch.setattr(functional, "resize", resize)
     length = 300_001
     pixels = torch.zeros(3, 1, length, dtype=torch.uint8)
     pixels[:, :, length // 2] = 255
