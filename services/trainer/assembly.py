@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.trainer.engine.classifier import ClassifierTraining
 from services.trainer.engine.language_model import LanguageModelTraining, perplexity
 from services.trainer.engine.reports import Training
 from tandem.checkpoints.card import Card, ClassifierCard, LanguageModelCard, Preprocessing
 from tandem.data.corpus import load_tokens
-from tandem.data.manifest import ImageDataset, TextDataset, read_dataset
+from tandem.data.manifest import Dataset, ImageDataset, TextDataset, read_dataset
 from tandem.data.randomness import derive_seed
 from tandem.data.splits import open_split
 from tandem.errors import InvalidJob
@@ -89,15 +89,10 @@ def _classifier(spec: ClassifierJob, dataset: ImageDataset, volume: Volume, run_
 
     def make_card(epoch: int, step: int, metrics: dict[str, float]) -> Card:
         return ClassifierCard(
-            run_id=run_id,
+            **origin(spec, dataset, network, run_id),
             epoch=epoch,
             step=step,
-            seed=spec.seed,
-            num_parameters=num_parameters(network),
-            dataset=spec.dataset,
-            dataset_fingerprint=dataset.fingerprint,
             metrics=metrics,
-            library_versions=library_versions(),
             arch=spec.arch,
             classes=dataset.classes,
             preprocessing=preprocessing,
@@ -122,18 +117,8 @@ def _language_model(
     )
 
     def make_card(epoch: int, step: int, metrics: dict[str, float]) -> Card:
-        return LanguageModelCard(
-            run_id=run_id,
-            epoch=epoch,
-            step=step,
-            seed=spec.seed,
-            num_parameters=num_parameters(network),
-            dataset=spec.dataset,
-            dataset_fingerprint=dataset.fingerprint,
-            metrics=metrics,
-            library_versions=library_versions(),
-            **vars(shape),
-        )
+        found = origin(spec, dataset, network, run_id)
+        return LanguageModelCard(**found, **vars(shape), epoch=epoch, step=step, metrics=metrics)
 
     def final_metrics() -> dict[str, float]:
         if "test" not in dataset.num_tokens:
@@ -159,6 +144,18 @@ def language_model_shape(spec: LanguageModelJob, vocabulary_size: int) -> Langua
         tied=spec.tied,
         context_length=_CONTEXT_WINDOWS * spec.bptt,
     )
+
+
+def origin(spec: JobSpec, dataset: Dataset, network: nn.Module, run_id: str) -> dict[str, Any]:
+    """Return what every card of a run says of where its weights come from."""
+    return {
+        "run_id": run_id,
+        "seed": spec.seed,
+        "num_parameters": num_parameters(network),
+        "dataset": spec.dataset,
+        "dataset_fingerprint": dataset.fingerprint,
+        "library_versions": library_versions(),
+    }
 
 
 def library_versions() -> dict[str, str]:
