@@ -55,6 +55,7 @@ class Supervisor:
         self._lease_s = lease_s
         self._stop_grace_s = stop_grace_s
         self._is_draining = is_draining
+        self._complaint = ""
 
     def carry(self, run_id: str) -> Outcome:
         """Carry the run to its end, or until the worker drains."""
@@ -82,10 +83,10 @@ class Supervisor:
     def _attempts(self, run_id: str, token: str) -> Outcome:
         while True:
             record = self._begin(run_id)
+            if not record.state.is_terminal:
+                record = self._attempt(record, token)
             if record.state.is_terminal:
-                return Outcome.DONE
-            record = self._attempt(record, token)
-            if record.state.is_terminal:
+                self._patiently(partial(mirror, self._volume, record))
                 return Outcome.DONE
             if self._is_draining():
                 return Outcome.DRAINED
@@ -96,6 +97,7 @@ class Supervisor:
 
     def _attempt(self, record: JobRecord, token: str) -> JobRecord:
         try:
+            mirror(self._volume, record)
             return _Attempt(self, record, token).carry()
         except (OSError, VolumeUnavailable) as error:
             # The volume is full, read-only or gone: the record says so, since the run directory can't.
@@ -109,9 +111,7 @@ class Supervisor:
                 record = machine.requeue(record, "its worker was lost", counts=True)
             return record if record.state.is_terminal else machine.start(record)
 
-        record = self._store.update(run_id, change)
-        mirror(self._volume, record)
-        return record
+        return self._store.update(run_id, change)
 
     def _pause(self, seconds: float, run_id: str, token: str) -> None:
         """Wait with the lease held; raise Conflict if it is lost, return early when the worker drains."""
@@ -130,7 +130,10 @@ class Supervisor:
         try:
             action()
         except (BrokerUnavailable, VolumeUnavailable, OSError) as error:
-            log.warning("for now: %s", error)
+            # This is tried again several times a second; the log needs it once.
+            if str(error) != self._complaint:
+                log.warning("for now: %s", error)
+            self._complaint = str(error)
 
 
 class _Attempt:
@@ -266,10 +269,7 @@ class _Attempt:
                 log.warning("the broker is away; the end of run %s waits: %s", self._record.run_id, error)
                 time.sleep(1.0)
                 continue
-            try:
-                mirror(self._volume, record)
-            except VolumeUnavailable as error:
-                log.warning("the end of run %s is in the broker alone: %s", record.run_id, error)
+            self._s._patiently(partial(mirror, self._volume, record))
             return record
 
 
