@@ -40,7 +40,7 @@ def prepare(
     text_source = text or write_language_reference(source / "language_reference.txt")
     prepared = (
         prepare_image_folder(volume, image_source, IMAGES, force=True, progress=progress),
-        # With tens of thousands of words the output layer alone would take most of an hour on two cores.
+        # The output layer grows with it: 239 words a second were measured with 32,650, about 12,000 with 4,000.
         prepare_text(volume, text_source, TEXT, max_vocabulary=_MOST_WORDS, force=True, progress=progress),
     )
     _check_sizes(*prepared)
