@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +44,22 @@ def encode(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:
     output = io.BytesIO()
     image.save(output, form, **options)
     return output.getvalue()
+
+
+def deep_grey() -> Image.Image:
+    """A grey picture of 16 bits."""
+    return Image.fromarray((np.arange(64).reshape(8, 8) * 1000).astype(np.uint16))
+
+
+def deep_colour_png() -> bytes:
+    """A 4×4 PNG of three channels of 16 bits, which PIL reads and does not write."""
+
+    def part(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + bytes(range(24)) for _ in range(4))
+    header = part(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
 
 
 def tiny_imagenet_files(wnids: tuple[str, ...] = WNIDS, num_train: int = 4, num_val: int = 2) -> dict[str, bytes]:

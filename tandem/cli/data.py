@@ -138,6 +138,34 @@ def text(source: str, name: str, tokenizer: str, max_vocabulary: int | None, for
     _prepare(name, run, as_json)
 
 
+@prepare.command("dummy")
+@click.option("--name", default="dummy", show_default=True, help="What to call the dataset.")
+@click.option("--classes", type=click.IntRange(min=2), default=10, show_default=True, help="How many classes.")
+@click.option("--images", type=click.IntRange(min=2), default=1000, show_default=True, help="Of the train split.")
+@click.option("--val-images", type=click.IntRange(min=1), default=200, show_default=True, help="Of the val split.")
+@click.option(
+    "--image-size", type=click.IntRange(8, 1024), default=64, show_default=True, help="Side of each image in pixels."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the pixels.")
+@_force_option
+@json_option
+def dummy(
+    name: str, classes: int, images: int, val_images: int, image_size: int, seed: int, force: bool, as_json: bool
+) -> None:
+    """Random pixels, to try and time training without data.
+
+    An eighth of each image is a colour that all images of its class share, so that a loss can fall; the rest is noise.
+    """
+
+    def run(volume: "Volume", progress: "Progress") -> "Dataset":
+        from tandem.data.prepare import prepare_dummy
+
+        counts = {"num_classes": classes, "num_images": images, "num_val_images": val_images}
+        return prepare_dummy(volume, name, **counts, image_size=image_size, seed=seed, force=force, progress=progress)
+
+    _prepare(name, run, as_json)
+
+
 def _prepare(name: str, run: Prepare, as_json: bool) -> None:
     """Run a preparation under a progress bar and print what came of it."""
     volume = open_volume()

@@ -5,7 +5,7 @@ A prepared dataset is one directory `datasets/<name>/`:
     images   dataset.json
              train/<class>/<file>  val/<class>/<file>     regrouped by class, all three-channel
              packed/train.npy  packed/val.npy             optional: uint8 (N, 3, H, W), in index order
-             index/train.jsonl index/val.jsonl            {"file": "train/n01/a.JPEG", "label": 0} a line
+             index/train.jsonl index/val.jsonl            {"file": "train/n01/a.JPEG", "label": 0, "bytes": 2048} a line
     text     dataset.json  vocabulary.json
              train.txt valid.txt test.txt                 UTF-8, as prepared
              tokens/train.npy …                           int32 (N,), one <eos> after each line
@@ -15,8 +15,9 @@ manifest says what it was prepared from (`tandem.data.prepare.staging.Record`).
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -95,11 +96,23 @@ def _named(path: Path) -> bool:
 
 def read_index(directory: Path, split: str) -> list[tuple[str, int]]:
     """Return [(file relative to `directory`, label)] of an image split, in index order."""
+    return [(row["file"], row["label"]) for row in _index_rows(directory, split)]
+
+
+def read_sizes(directory: Path, split: str) -> list[int] | None:
+    """Return the size in bytes of each file of an image split, in index order; None where it was not noted down.
+
+    A file of another size was damaged after it was prepared. Datasets prepared by older versions have no sizes.
+    """
+    rows = list(_index_rows(directory, split))
+    return [row["bytes"] for row in rows] if all("bytes" in row for row in rows) else None
+
+
+def _index_rows(directory: Path, split: str) -> Iterator[dict[str, Any]]:
     path = directory / "index" / f"{split}.jsonl"
     if not path.is_file():
         raise DatasetNotFound(f"dataset {directory.name!r} has no split {split!r}")
-    rows = (json.loads(line) for line in path.read_text("utf-8").splitlines())
-    return [(row["file"], row["label"]) for row in rows]
+    return (json.loads(line) for line in path.read_text("utf-8").splitlines())
 
 
 def spread(total: int, limit: int | None) -> list[int]:

@@ -112,6 +112,22 @@ def test_own_text(shell: Shell, tmp_path: Path) -> None:
     assert "already prepared" not in result.stdout
 
 
+def test_dummy_data(shell: Shell) -> None:
+    result = shell.run(
+        "prepare", "dummy", "--classes", "3", "--images", "12", "--val-images", "6", "--image-size", "16"
+    )
+    assert result.returncode == 0
+    assert "3 classes (class_0000, class_0001, class_0002), 16×16 pixels, packed" in result.stdout
+    assert result.stdout.splitlines()[-1] == "Train on it: tandem train classifier --data dummy"
+    again = shell.prepared("dummy", "--classes", "3", "--images", "12", "--val-images", "6", "--image-size", "16")
+    assert again["already_prepared"] is True
+    assert again["num_images"] == {"train": 12, "val": 6}
+    assert "can't fill 3 classes" in shell.refusal("prepare", "dummy", "--classes", "3", "--images", "2")
+    assert "a colour that all images of its class share" in " ".join(
+        shell.run("prepare", "dummy", "--help").stdout.split()
+    )
+
+
 def test_an_empty_volume_lists_nothing(shell: Shell) -> None:
     assert "no datasets" in shell.run("list").stdout
     assert json.loads(shell.run("list", "--json").stdout) == []
@@ -125,6 +141,8 @@ def test_an_empty_volume_lists_nothing(shell: Shell) -> None:
         ("prepare", "image-folder", "--source", "."),
         ("prepare", "image-folder", "--source", ".", "--name", "a", "--val-fraction", "1"),
         ("prepare", "text", "--source", ".", "--name", "a", "--tokenizer", "letters"),
+        ("prepare", "dummy", "--classes", "1"),
+        ("prepare", "dummy", "--image-size", "7"),
         ("bogus",),
     ],
 )
@@ -156,6 +174,16 @@ def test_a_volume_without_room(shell: Shell, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert "TANDEM_HOME must be a writable volume with room" in result.stderr
+    assert shell.left() == []
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", jpeg(9)[:-120]], ids=["empty", "page", "truncated"])
+def test_a_bad_picture_is_named_in_one_line(shell: Shell, tmp_path: Path, data: bytes) -> None:
+    source = class_folders(tmp_path / "pets", 10)
+    (source / "owls/99999.jpg").write_bytes(data)
+    line = shell.refusal("prepare", "image-folder", "--source", source, "--name", "pets")
+    assert line.startswith("tandem: owls/99999.jpg does not decode")
+    assert line.endswith("; replace it, or remove it from the source")
     assert shell.left() == []
 
 

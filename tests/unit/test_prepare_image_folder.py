@@ -1,11 +1,15 @@
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from prepare_samples import encode, picture, tree_digest, visible, write_tree, write_zip
+from prepare_samples import deep_grey, encode, picture, tree_digest, visible, write_tree, write_zip
 
-from tandem.data.manifest import read_index
+from tandem.data.images import decode_image
+from tandem.data.manifest import read_index, read_sizes
 from tandem.data.prepare import prepare_image_folder
-from tandem.errors import BadSource, InvalidRequest
+from tandem.errors import BadSource, DatasetNotFound, InvalidRequest
 from tandem.volume import Volume
 
 
@@ -120,6 +124,76 @@ def test_sources_that_are_no_class_folders(volume: Volume, tmp_path: Path) -> No
     stray = class_folders({"a": 2, "b": 2}, "train/") | class_folders({"c": 1}, "val/")
     assert "class 'c' is in val/ and not in train/" in refused(volume, write_tree(tmp_path / "4", stray))
     assert "no images for the val split" in refused(volume, write_tree(tmp_path / "5", class_folders({"a": 1, "b": 1})))
+
+
+def test_one_image_in_the_whole_set(volume: Volume, tmp_path: Path) -> None:
+    source = write_tree(tmp_path / "in", class_folders({"only": 1}))
+    assert "holds 1 class folder with images; a classifier needs at least 2" in refused(volume, source)
+
+
+def test_an_empty_class_folder_is_named_with_the_remedy(volume: Volume, tmp_path: Path) -> None:
+    source = write_tree(tmp_path / "in", class_folders({"a": 2, "b": 2}))
+    (source / "c").mkdir()
+    assert re.search(r"class folder c in .* has no images \(.*\); add some, or remove it", refused(volume, source))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "the file is empty"),
+        (b"<html>not found</html>", "it is no image of a known format"),
+        (encode(picture(size=(64, 64)))[:-300], "it is damaged or truncated"),
+        (encode(picture(size=(64, 64)))[:100], "it is damaged or truncated"),
+    ],
+    ids=["empty", "page", "truncated", "header only"],
+)
+def test_a_bad_image_is_named_and_nothing_is_left(volume: Volume, tmp_path: Path, data: bytes, says: str) -> None:
+    source = write_tree(tmp_path / "in", class_folders({"a": 3, "b": 3}) | {"b/9.jpg": data})
+    message = refused(volume, source)
+    assert message.startswith("b/9.jpg does not decode")
+    assert says in message
+    assert message.endswith("; replace it, or remove it from the source")
+
+
+def test_every_rare_kind_of_image_is_prepared_to_what_training_decodes(volume: Volume, tmp_path: Path) -> None:
+    """Packed pixels equal the decoded files, whatever the source was."""
+    frames = [picture(seed) for seed in (0, 5)]
+    kinds = {
+        "cmyk.jpg": encode(picture(mode="CMYK")),
+        "grey.jpg": encode(picture(mode="L")),
+        "plain.jpg": encode(picture()),
+        "alpha.png": encode(picture(mode="RGBA"), "PNG"),
+        "palette.png": encode(picture(mode="P"), "PNG", transparency=3),
+        "deep.png": encode(deep_grey(), "PNG"),
+        "moving.gif": encode(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+    }
+    files = {f"{split}/{name}/{file}": kinds[file] for split in ("train", "val") for name in "ab" for file in kinds}
+    dataset = prepare_image_folder(volume, write_tree(tmp_path / "in", files), "mine")
+
+    assert (dataset.packed, dataset.num_converted) == (True, 2 * 2 * (len(kinds) - 1))
+    directory = volume.dataset("mine")
+    for split in ("train", "val"):
+        packed = np.load(directory / "packed" / f"{split}.npy")
+        for row, (file, _) in zip(packed, read_index(directory, split), strict=True):
+            assert np.array_equal(row, decode_image((directory / file).read_bytes()).numpy()), file
+
+
+def test_the_index_holds_the_size_of_each_file(volume: Volume, tmp_path: Path) -> None:
+    prepare_image_folder(volume, write_tree(tmp_path / "in", class_folders({"a": 3, "b": 3})), "mine")
+    directory = volume.dataset("mine")
+    for split in ("train", "val"):
+        sizes = [(directory / file).stat().st_size for file in files_of(volume, split)]
+        assert read_sizes(directory, split) == sizes
+
+
+def test_a_dataset_of_before_has_no_sizes(volume: Volume, tmp_path: Path) -> None:
+    prepare_image_folder(volume, write_tree(tmp_path / "in", class_folders({"a": 3, "b": 3})), "mine")
+    index = volume.dataset("mine") / "index/val.jsonl"
+    before = [{"file": file, "label": label} for file, label in read_index(volume.dataset("mine"), "val")]
+    index.write_text("".join(f"{json.dumps(row)}\n" for row in before))
+    assert read_sizes(volume.dataset("mine"), "val") is None
+    with pytest.raises(DatasetNotFound, match="no split 'test'"):
+        read_sizes(volume.dataset("mine"), "test")
 
 
 def test_a_name_with_a_line_break(volume: Volume, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from prepare_samples import encode, picture
+from prepare_samples import deep_colour_png, deep_grey, encode, picture
 
 from tandem.data.images import decode_image
 from tandem.data.prepare.images import MAX_PIXELS, prepare_image
@@ -16,10 +16,6 @@ def test_a_plain_image_keeps_its_bytes(form: str) -> None:
     prepared = prepare_image(data, "a")
     assert (prepared.data, prepared.suffix, prepared.converted) == (data, "", False)
     assert prepared.height_width == (8, 8)
-
-
-def deep_grey() -> Image.Image:
-    return Image.fromarray((np.arange(64).reshape(8, 8) * 1000).astype(np.uint16))
 
 
 def transparent() -> Image.Image:
@@ -68,18 +64,32 @@ def test_the_first_frame_of_an_animation_counts() -> None:
 
 
 def test_a_sixteen_bit_colour_png_is_written_with_eight_bits() -> None:
-    import struct
-    import zlib
-
-    def part(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    rows = b"".join(b"\0" + bytes(range(24)) for _ in range(4))
-    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
-    prepared = prepare_image(data, "a.png")
+    prepared = prepare_image(deep_colour_png(), "a.png")
     assert (prepared.converted, prepared.suffix) == (True, "")
     assert np.array_equal(prepared.pixels(), decode_image(prepared.data).numpy())
+
+
+def test_a_palette_with_transparency_becomes_plain_rgb() -> None:
+    data = encode(picture(mode="P"), "PNG", transparency=3)
+    prepared = prepare_image(data, "a.png")
+    assert (prepared.converted, prepared.suffix) == (True, "")
+    assert np.array_equal(prepared.pixels(), decode_image(data).numpy())
+
+
+def test_a_jpeg_with_a_second_picture_is_kept_and_the_first_counts() -> None:
+    frames = [picture(seed, size=(16, 16)) for seed in (0, 5)]
+    data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    prepared = prepare_image(data, "a.jpg")
+    assert (prepared.data, prepared.converted) == (data, False)
+    assert np.array_equal(prepared.pixels(), decode_image(data).numpy())
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("size", [(64, 64), (37, 51)])
+def test_jpegs_give_the_pixels_of_training_and_serving(size: tuple[int, int], subsampling: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), "JPEG", quality=70, subsampling=subsampling)
+    assert np.array_equal(prepare_image(data, "a.jpg").pixels(), decode_image(data).numpy())
 
 
 def test_an_image_with_too_many_pixels_is_refused_by_its_header() -> None:
@@ -90,11 +100,29 @@ def test_an_image_with_too_many_pixels_is_refused_by_its_header() -> None:
         prepare_image(data, "a.png")
 
 
+def test_jpegs_that_claim_too_many_pixels_are_refused_by_their_header() -> None:
+    data = bytearray(encode(picture()))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = b"\xff\xff\xff\xff"
+    with pytest.raises(BadSource, match=r"a\.jpg has 65535×65535 pixels"):
+        prepare_image(bytes(data), "a.jpg")
+
+
+def corrupt_jpeg() -> bytes:
+    """A JPEG whose Huffman table is damaged."""
+    data = bytearray(encode(picture(size=(64, 64))))
+    at = data.index(b"\xff\xc4")
+    data[at + 5 : at + 21] = b"\xff" * 16
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"GIF89a", b"\xff\xd8\xff\xe0", encode(picture())[:-50], encode(picture(), "PNG")[:60]]
+    "data",
+    [b"", b"GIF89a", b"\xff\xd8\xff\xe0", encode(picture())[:-50], corrupt_jpeg(), encode(picture(), "PNG")[:60]],
+    ids=["empty", "gif", "start", "truncated", "corrupt", "png"],
 )
-def test_what_does_not_decode_is_named_in_one_line(data: bytes) -> None:
-    with pytest.raises(BadSource, match=r"^x/bad\.jpg does not decode") as caught:
+def test_what_does_not_decode_is_named_in_one_line_with_the_remedy(data: bytes) -> None:
+    with pytest.raises(BadSource, match=r"^x/bad\.jpg does not decode.*; replace it, or remove it from") as caught:
         prepare_image(data, "x/bad.jpg")
     assert "\n" not in str(caught.value)
 

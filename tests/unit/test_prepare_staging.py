@@ -8,6 +8,8 @@ from prepare_samples import Recorder, encode, picture, visible, write_tree
 
 from tandem.data.manifest import list_datasets, read_dataset
 from tandem.data.prepare import prepare_image_folder, prepare_text
+from tandem.data.prepare.image_writer import ImageWriter
+from tandem.data.prepare.sources import TreeSource
 from tandem.errors import BadSource, Conflict, InvalidName, VolumeUnavailable
 from tandem.volume import Volume
 
@@ -118,10 +120,10 @@ def test_names_are_checked_before_they_become_paths(volume: Volume, source: Path
 
 
 def test_a_full_volume_leaves_nothing(volume: Volume, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def full(self: ImageWriter, path: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(ImageWriter, "_write_file", full)
     with pytest.raises(VolumeUnavailable, match=r"No space left on device.*TANDEM_HOME"):
         prepare_image_folder(volume, source, "mine")
     assert visible(volume.datasets) == []
@@ -136,10 +138,10 @@ def test_a_volume_that_is_no_folder(tmp_path: Path, source: Path) -> None:
 def test_the_source_that_can_t_be_read_is_not_taken_for_the_volume(
     volume: Volume, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "tandem.data.prepare.sources.TreeSource.size",
-        lambda self, name: (_ for _ in ()).throw(OSError(5, "Input/output error")),
-    )
+    def broken(self: TreeSource, name: str, size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(TreeSource, "_check_size", broken)
     with pytest.raises(BadSource, match=r"can't read a/.\.png in .*: Input/output error"):
         prepare_image_folder(volume, source, "mine")
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from tandem.data.prepare.image_writer import (
     first_size,
     write_chunks,
 )
-from tandem.data.prepare.sources import Source
+from tandem.data.prepare.sources import Readable
 from tandem.data.prepare.staging import Staging
 from tandem.data.progress import Progress
 from tandem.errors import BadSource
@@ -32,7 +34,7 @@ class ImageJob:
     `stamps` is {file: stamp} of everything that was read, with names relative to the dataset's top in the source.
     """
 
-    source: Source
+    source: Readable
     classes: tuple[ClassName, ...]
     splits: Mapping[str, Sequence[Item]]
     stamps: Mapping[str, str]
@@ -47,6 +49,8 @@ class ImageJob:
         packed_size = size if max(size) <= MAX_PACKED_SIDE else None
         self._make_folders(staging.path, packed_size)
         written = self._write_images(staging.path, packed_size, progress)
+        # Publishing waits for the disk: let it begin while the index is written and the fingerprint taken.
+        threading.Thread(target=os.sync, daemon=True).start()
         rows = [row for split in written.values() for row in split]
         uniform = all((row.height, row.width) == size for row in rows)
         if not uniform:
@@ -88,13 +92,14 @@ class ImageJob:
         return digest.hexdigest()
 
 
-def check_splits(source: Source, splits: Mapping[str, Sequence[Item]], num_classes: int) -> None:
+def check_splits(source: Readable, splits: Mapping[str, Sequence[Item]], num_classes: int) -> None:
     """Raise BadSource unless there are two classes or more, and images in every split with names of their own."""
     if num_classes < 2:
-        raise BadSource(f"{source.path} holds {num_classes} class folders with images; a classifier needs at least 2")
+        found = "1 class folder" if num_classes == 1 else f"{num_classes} class folders"
+        raise BadSource(f"{source.path} holds {found} with images; a classifier needs at least 2, each with images")
     for split, items in splits.items():
         if not items:
-            raise BadSource(f"{source.path} gives no images for the {split} split")
+            raise BadSource(f"{source.path} gives no images for the {split} split; add some")
         names = {f"{item.folder}/{item.file}" for item in items}
         for item in items:
             # A converted a.gif is written as a.gif.png, which must not be there already.
@@ -108,5 +113,8 @@ def check_splits(source: Source, splits: Mapping[str, Sequence[Item]], num_class
 
 def _write_index(directory: Path, split: str, items: Sequence[Item], written: Sequence[Written]) -> None:
     # Non-ASCII is escaped, so that no character in a name is taken for the end of a line.
-    lines = (json.dumps({"file": row.file, "label": item.label}) for item, row in zip(items, written, strict=True))
+    lines = (
+        json.dumps({"file": row.file, "label": item.label, "bytes": row.num_bytes})
+        for item, row in zip(items, written, strict=True)
+    )
     (directory / "index" / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")

@@ -83,7 +83,10 @@ class ImageFolder:
             return self._draw(train)
         val = _class_folders(source, f"{top}{val_folder}/")
         if unknown := sorted(set(val) - set(train)):
-            raise BadSource(f"{source.path}: class {unknown[0]!r} is in {val_folder}/ and not in train/")
+            raise BadSource(
+                f"{source.path}: class {unknown[0]!r} is in {val_folder}/ and not in train/; remove it, or add it to "
+                "train/ with images"
+            )
         return train, val
 
     def _draw(self, images: ImagesByClass) -> tuple[ImagesByClass, ImagesByClass]:
@@ -119,7 +122,9 @@ def _class_folders(source: Source, folder: str) -> ImagesByClass:
     for class_name, entries in images.items():
         if not entries:
             endings = " ".join(sorted(EXTENSIONS))
-            raise BadSource(f"class folder {folder}{class_name} in {source.path} has no images ({endings})")
+            raise BadSource(
+                f"class folder {folder}{class_name} in {source.path} has no images ({endings}); add some, or remove it"
+            )
     return images
 
 

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from tandem.errors import BadSource
 
@@ -36,6 +36,17 @@ DAMAGE = (
     ValueError,
     OverflowError,
 )
+
+
+class Readable(Protocol):
+    """What images come from: bytes by name; `path` names the source in errors."""
+
+    @property
+    def path(self) -> Path:
+        """Where the source is."""
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of file `name`; raise BadSource where there are none."""
 
 
 class Source(ABC):
@@ -81,13 +92,13 @@ class Source(ABC):
     def read(self, name: str) -> bytes:
         """Return the bytes of file `name`; raise BadSource if it is over MAX_FILE_BYTES."""
         with self.reading(name):
-            size = self.size(name)
-            if size > MAX_FILE_BYTES:
-                raise BadSource(
-                    f"{name} in {self.path} is {size:,} bytes; the limit for one file is {MAX_FILE_BYTES:,}"
-                )
+            self._check_size(name, self.size(name))
             with self.open(name) as file:
                 return file.read()
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > MAX_FILE_BYTES:
+            raise BadSource(f"{name} in {self.path} is {size:,} bytes; the limit for one file is {MAX_FILE_BYTES:,}")
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of file `name` a block at a time."""
@@ -142,6 +153,21 @@ class TreeSource(Source):
     def has(self, name: str) -> bool:
         """Return whether there is a file `name`."""
         return (self.path / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of file `name`; raise BadSource if it is over MAX_FILE_BYTES."""
+        # By descriptor, and the path as text: 5 µs for 2 kB, where size() and open() take 15.
+        with self.reading(name):
+            descriptor = os.open(f"{self.path}/{name}", os.O_RDONLY)
+            try:
+                size = os.fstat(descriptor).st_size
+                self._check_size(name, size)
+                data = os.read(descriptor, size + 1)
+                while len(data) != size and (more := os.read(descriptor, _BLOCK_BYTES)):
+                    data += more
+                return data
+            finally:
+                os.close(descriptor)
 
     def size(self, name: str) -> int:
         """Return the size of file `name` in bytes."""

@@ -91,11 +91,11 @@ class Recipe(Protocol[D_co]):
 
 @dataclass(frozen=True)
 class Preparation(Generic[D]):
-    """One preparation: `name` on `volume`, from `source` (path or address), by `recipe`."""
+    """One preparation: `name` on `volume`, from `source` (a path, an address, None for a recipe that makes it)."""
 
     volume: Volume
     name: str
-    source: str
+    source: str | None
     recipe: Recipe[D]
     kind: type[D]
     force: bool
@@ -110,24 +110,37 @@ class Preparation(Generic[D]):
         target = self.volume.dataset(self.name)
         with volume_errors(target), _lock(self.volume, self.name):
             _finish_replacement(target)
-            if is_remote(self.source) and (known := self._known_address(target)):
+            if self.source and is_remote(self.source) and (known := self._known_address(target)):
                 return known
-            with local_source(self.volume, self.source, self.progress) as path:
+            with self._local_source() as path:
                 job = self.recipe.open(path, self.progress)
                 record = self._record(job.identity())
                 return self._existing(target, record) or self._build(target, job, record)
 
+    @contextmanager
+    def _local_source(self) -> Iterator[Path]:
+        if self.source is None:
+            yield Path(self.recipe.name)
+            return
+        with local_source(self.volume, self.source, self.progress) as path:
+            yield path
+
+    @property
+    def _origin(self) -> str:
+        """What may be recorded of where the data is from: the source, or the recipe that makes it."""
+        return self.recipe.name if self.source is None else public_form(self.source)
+
     def _record(self, stamps: Mapping[str, str]) -> Record:
         content = [FORMAT, self.recipe.name, sorted(self.recipe.options.items()), sorted(stamps.items())]
         identity = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        return Record(self.recipe.name, self.recipe.options, public_form(self.source), identity)
+        return Record(self.recipe.name, self.recipe.options, self._origin, identity)
 
     def _known_address(self, target: Path) -> D | None:
         """Return the dataset if it came from this very address, so that no one downloads twice to learn it."""
         known = Record.read(target / SOURCE_FILE)
         if self.force or known is None:
             return None
-        asked = (self.recipe.name, dict(self.recipe.options), public_form(self.source))
+        asked = (self.recipe.name, dict(self.recipe.options), self._origin)
         return self._manifest() if (known.recipe, known.options, known.origin) == asked else None
 
     def _existing(self, target: Path, record: Record) -> D | None:

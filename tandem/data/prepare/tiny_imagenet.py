@@ -132,7 +132,9 @@ class _Layout:
     def _train_classes(self, wnids: set[str], filled: set[str]) -> list[str]:
         """Return the wnids with train images, sorted; raise BadSource for an empty, unknown or missing one."""
         if empty := sorted(set(self.source.folders(f"{self.top}train")) - filled):
-            raise self._bad(f"class folder train/{empty[0]} has no images")
+            raise self._bad(
+                f"class folder train/{empty[0]} has no images; add some, or remove it and its line of wnids.txt"
+            )
         if unknown := sorted(filled - wnids):
             raise self._bad(f"class folder train/{unknown[0]} is not in wnids.txt")
         self._check_missing(sorted(wnids - filled), f"of the {len(wnids)} classes in wnids.txt have no train images")
