@@ -15,7 +15,9 @@
     ├── BadSource                   data that can't be prepared
     ├── CheckpointCorrupt           torn, truncated, altered or foreign files
     ├── TrainingFailed              a run that can't go on
-    │   └── NonFiniteLoss
+    │   ├── NonFiniteLoss
+    │   └── OutOfMemory
+    ├── ExportFailed                a network that can't be exported, or a file that is not the network
     ├── LimitExceeded               a published limit was passed
     │   └── QueueFull               too much waits already
     ├── DeadlineExceeded            the caller's time ran out while the work waited
@@ -94,6 +96,14 @@ class TrainingFailed(TandemError):
 
 class NonFiniteLoss(TrainingFailed):
     """The loss became NaN or infinite."""
+
+
+class OutOfMemory(TrainingFailed):
+    """The device has no memory for the batch; the message says what would fit."""
+
+
+class ExportFailed(TandemError):
+    """A network that can't be exported, or an exported file that does not do what the network does."""
 
 
 class LimitExceeded(TandemError):

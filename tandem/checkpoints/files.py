@@ -1,7 +1,7 @@
 """Checkpoint directories: written whole or not at all, verified by their manifest when read. Free of torch.
 
     runs/<run_id>/checkpoints/step-00001234/
-        model.safetensors  model.json  [vocabulary.json]  trainer_state.safetensors
+        model.safetensors  model.json  [network.json  vocabulary.json]  trainer_state.safetensors
         manifest.json      {"format_version": 1, "files": {name: {"size": bytes, "sha256": hex}}}
 
 Order of a save: temporary directory, each file fsynced, manifest, directory fsynced, renamed, parent fsynced. Only then
@@ -23,6 +23,7 @@ MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 VOCABULARY_FILE = "vocabulary.json"
+NETWORK_FILE = "network.json"
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -116,8 +117,8 @@ def read_verified(
 
 
 def _must_have(name: str) -> bool:
-    # A classifier has no vocabulary; everything else that is asked for must be there.
-    return name != VOCABULARY_FILE
+    # A classifier has no vocabulary, an older checkpoint no table of layers; all else that is asked for must be there.
+    return name not in (VOCABULARY_FILE, NETWORK_FILE)
 
 
 def _read_manifest(checkpoint: Path, digest: str | None) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""An export in a process of its own, as the command line holds it. Free of torch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+from tandem.errors import ExportFailed
+from tandem.export.request import ExportReport, ExportRequest, partial_file
+from tandem.openmp import limit_spinning
+
+# How long a process that is asked to stop gets to remove what it wrote.
+_STOP_S = 5.0
+# -P: a file called onnx.py in the directory where the command is run is not the package.
+_COMMAND = (sys.executable, "-P", "-m", "tandem.export")
+
+
+def run_export(request: ExportRequest, command: tuple[str, ...] = _COMMAND) -> ExportReport:
+    """Export in a new process and return its report; raise ExportFailed with the line that it failed with.
+
+    Interrupted (Ctrl-C), the process is ended and nothing is left of the file.
+    """
+    environment = dict(os.environ)
+    limit_spinning(environment)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        # A terminal's Ctrl-C is ours alone: a library in the middle of its work would print a traceback.
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(request.model_dump_json())
+    finally:
+        _end(process)
+        partial_file(request.output, process.pid).unlink(missing_ok=True)
+    return _answer(process.returncode, out, err)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _answer(code: int, out: str, err: str) -> ExportReport:
+    try:
+        document = json.loads(out)
+    except ValueError:
+        raise ExportFailed(f"the export's process {_end_of(code, err)}") from None
+    if "error" in document:
+        raise ExportFailed(document["error"])
+    return ExportReport.model_validate(document["report"])
+
+
+def _end_of(code: int, err: str) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed; the machine may be out of memory"
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    lines = [line.strip() for line in err.splitlines() if line.strip()]
+    return f"failed: {lines[-1]}" if lines else f"ended with {code} and said nothing"
