@@ -14,9 +14,10 @@ from PIL import Image
 from tandem.checkpoints.card import ClassifierCard, LanguageModelCard, Preprocessing
 from tandem.checkpoints.files import MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, step_directory, write_checkpoint
 from tandem.checkpoints.registry import Registry, Version
-from tandem.checkpoints.tensors import bare_state, build_network, to_bytes
+from tandem.checkpoints.tensors import build_network, to_bytes
 from tandem.data.manifest import ClassName, ImageDataset
 from tandem.data.vocabulary import Tokenizer, Vocabulary, build_vocabulary
+from tandem.models.weights import bare_state
 from tandem.volume import Volume, to_json
 
 SIZE = 32

@@ -1,5 +1,6 @@
 """The training process as the supervisor holds it: start, read its events, ask it to stop, end its whole group."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tandem.jobs.runs import SPEC_FILE
+from tandem.jobs.spec import ClassifierJob, parse_spec
 from tandem.openmp import limit_spinning
 
 LOG_FILE = "log.txt"
@@ -55,22 +58,18 @@ class TrainingProcess:
         return self._out.closed
 
     def ask_to_stop(self) -> None:
-        """Ask it to save and end."""
-        self._signal_group(signal.SIGTERM)
+        """Ask it to save and end; what it has started (loaders, ranks) is its own to end."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End the whole group at once, and wait for it."""
-        self._signal_group(signal.SIGKILL)
+        # It may have ended by itself just now.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._selector.close()
         self._out.close()
-
-    def _signal_group(self, number: int) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            # It ended by itself just now.
-            return
 
     def ending(self) -> str:
         """Say in words how the process ended."""
@@ -84,6 +83,10 @@ class TrainingProcess:
 
 
 def training_command(run: Path, attempt: int) -> list[str]:
-    """Return the command that runs one attempt of the run in directory `run`."""
-    own = str(os.getpid())
-    return [sys.executable, "-m", "services.trainer.run", str(run), "--attempt", str(attempt), "--parent", own]
+    """Return the command that runs one attempt of the run in directory `run`, in as many processes as its spec says."""
+    spec = parse_spec((run / SPEC_FILE).read_bytes())
+    arguments = [str(run), "--attempt", str(attempt), "--parent", str(os.getpid())]
+    if isinstance(spec, ClassifierJob) and spec.is_distributed:
+        several = ["--processes", str(spec.num_devices)]
+        return [sys.executable, "-m", "services.trainer.distributed", *arguments, *several]
+    return [sys.executable, "-m", "services.trainer.run", *arguments]

@@ -1,11 +1,11 @@
 """The training process: `python -m services.trainer.run RUN_DIRECTORY --attempt N`.
 
 It reads job.json, computes, saves, and says how it ended in status.json. It knows no Redis: the supervisor reads its
-JSON lines from standard output. SIGTERM asks it to save and stop; it does so after the step in hand.
+JSON lines from standard output. SIGTERM asks it to save and stop; it does so after the step in hand. Under torchrun it
+is one of several; the first of them saves and reports.
 """
 
 import argparse
-import ctypes
 import json
 import logging
 import os
@@ -16,15 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-import torch
-
-from services.trainer.assembly import Job, assemble
-from services.trainer.engine.reports import EpochDone, StepDone
-from services.trainer.reporter import Curves, Reporter, finite_metrics, write_status
-from services.trainer.saver import Saver, load_best
-from tandem.errors import Conflict, TandemError
-from tandem.jobs.runs import RECORD_FILE, SPEC_FILE
-from tandem.jobs.spec import JobSpec, parse_spec
+from services.trainer.assembly import assemble
+from services.trainer.distributed import is_lost_contact, join_ranks, leave_ranks
+from services.trainer.drive import drive
+from services.trainer.engine.memory import is_out_of_memory
+from services.trainer.engine.ranks import ALONE, Ranks
+from services.trainer.evaluation import evaluate
+from services.trainer.parent import die_with_parent
+from services.trainer.reporter import Events, write_status
+from services.trainer.reporter_files import STATUS_FILE
+from tandem.errors import TandemError
+from tandem.jobs.runs import SPEC_FILE
+from tandem.jobs.spec import EvaluationJob, parse_spec
 from tandem.volume import Volume, volume_errors
 
 log = logging.getLogger("tandem.run")
@@ -42,7 +45,7 @@ class StopFlag:
 
 
 def main() -> None:
-    """Run one attempt; exit 0 whenever status.json says how it ended."""
+    """Run one attempt; exit 0 whenever status.json says how it ended (under torchrun 1 if it failed)."""
     arguments = _parse_arguments()
     die_with_parent(arguments.parent)
     events = _take_standard_output()
@@ -51,6 +54,9 @@ def main() -> None:
     status = run_attempt(arguments.run, arguments.attempt, events, lambda: stop.is_set)
     events.write(json.dumps({"type": "ended", "at": time.time(), **status}) + "\n")
     events.flush()
+    if "RANK" in os.environ:
+        # Not through the interpreter's end: the others are told by torchrun, and a failed group can't be closed.
+        os._exit(status["outcome"] in ("failed", "lost"))
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -61,118 +67,71 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, and check that the parent still lives."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent process has gone")
-
-
 def _take_standard_output() -> IO[str]:
-    """Keep standard output for events alone; whatever libraries print goes to the log."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Keep standard output for the events of the first process alone; whatever libraries print goes to the log."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    target = os.dup(1) if is_first else os.open(os.devnull, os.O_WRONLY)
     os.dup2(2, 1)
-    return events
+    return os.fdopen(target, "w", encoding="utf-8")
 
 
 def run_attempt(run: Path, attempt: int, events: IO[str], stop: Callable[[], bool]) -> dict[str, object]:
-    """Train until done, stopped or failed; return what status.json says."""
+    """Do the job until it is done, stopped or failed; return what status.json says."""
+    ranks = ALONE
     try:
         with volume_errors(run):
             spec = parse_spec((run / SPEC_FILE).read_bytes())
-            return _train(spec, run, attempt, events, stop)
+            volume = Volume(run.parent.parent)
+            if isinstance(spec, EvaluationJob):
+                return _evaluate(spec, run, attempt, volume, events, stop)
+            ranks = join_ranks(wants_gpu=spec.device != "cpu")
+            status = drive(assemble(spec, volume, run.name, ranks), spec, run, attempt, Events(events), stop)
+            leave_ranks()
+            return status
     except TandemError as error:
-        return _failed(run, attempt, str(error), type(error).__name__)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        log.exception("out of memory")
-        message = f"out of memory ({str(error).splitlines()[0][:120]}); lower --batch-size"
-        return _failed(run, attempt, message, "OutOfMemory")
+        return _failed(run, attempt, str(error), type(error).__name__, ranks)
     except Exception as error:  # whatever it is, the run ends with a line
         log.exception("the attempt failed")
-        message = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
-        return _failed(run, attempt, f"{message} ('tandem runs logs {run.name}' has the traceback)", "Internal")
+        if ranks.size > 1 and is_lost_contact(error):
+            # Another process died, or has said why it failed: no reason of this one's.
+            return {"attempt": attempt, "outcome": "lost", "message": str(error)}
+        first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"
+        if is_out_of_memory(error):
+            return _failed(run, attempt, f"out of memory ({first_line}); lower --batch-size", "OutOfMemory", ranks)
+        message = f"{type(error).__name__}: {first_line} ('tandem runs logs {run.name}' has the traceback)"
+        return _failed(run, attempt, message, "Internal", ranks)
 
 
-def _failed(run: Path, attempt: int, message: str, error: str) -> dict[str, object]:
+def _evaluate(
+    spec: EvaluationJob, run: Path, attempt: int, volume: Volume, events: IO[str], stop: Callable[[], bool]
+) -> dict[str, object]:
+    told = Events(events)
+    told.emit("started", attempt=attempt)
+    metrics = evaluate(spec, run, volume, told.emit, stop)
+    if metrics is None:
+        return write_status(run, attempt, "stopped", message="stopped before its end")
+    return write_status(run, attempt, "succeeded", metrics=metrics)
+
+
+def _failed(run: Path, attempt: int, message: str, error: str, ranks: Ranks) -> dict[str, object]:
     log.error("failed: %s", message)
+    status: dict[str, object] = {"attempt": attempt, "outcome": "failed", "message": message, "error": error}
     try:
+        if ranks.size > 1 and (first := _told_by_another(run, attempt)):
+            # What ends one process breaks the connections of the others: the first message is the reason.
+            return first
         return write_status(run, attempt, "failed", message=message, error=error)
     except OSError:
         # A full volume may have no room for the status either; the event tells the supervisor.
-        return {"attempt": attempt, "outcome": "failed", "message": message, "error": error}
+        return status
 
 
-def _train(spec: JobSpec, run: Path, attempt: int, events: IO[str], stop: Callable[[], bool]) -> dict[str, object]:
-    volume = Volume(run.parent.parent)
-    job = assemble(spec, volume, run.name)
-    saver = Saver(run, job.make_card, job.vocabulary, lambda: _check_fence(run, attempt))
-    if saver.resume(job.training):
-        log.info("attempt %d resumes at step %d", attempt, job.training.step)
-    reporter = Reporter(events, job.training, spec.epochs)
-    curves = Curves(run, job.training.step)
+def _told_by_another(run: Path, attempt: int) -> dict[str, object] | None:
     try:
-        if job.training.step == 0:
-            curves.graph(job.training.network, job.example)
-        reporter.emit("started", attempt=attempt, step=job.training.step)
-        if not fit(job, spec, saver, reporter, curves, stop):
-            return write_status(run, attempt, "stopped", message=f"stopped at step {job.training.step}")
-        return _finish(job, run, attempt, curves, spec.epochs)
-    finally:
-        curves.close()
-
-
-def fit(job: Job, spec: JobSpec, saver: Saver, reporter: Reporter, curves: Curves, stop: Callable[[], bool]) -> bool:
-    """Drive the loop and do its input and output; False if it was stopped (a checkpoint is saved then)."""
-    training = job.training
-    saved_at = epoch_began = time.monotonic()
-    for report in training.fit():
-        if isinstance(report, EpochDone):
-            seconds = time.monotonic() - epoch_began
-            log.info("epoch %d: %s", report.epoch, _readable(dict(report.metrics)))
-            checkpoint = saver.save(training, report.metrics, is_best=report.improved)
-            reporter.epoch(report)
-            reporter.emit("checkpoint", step=report.step, checkpoint=checkpoint.name)
-            curves.scalars({**report.metrics, "epoch_time_s": seconds}, report.epoch)
-            saved_at = epoch_began = time.monotonic()
-        elif isinstance(report, StepDone) and (metrics := reporter.step(report)) is not None:
-            curves.scalars({**metrics, f"{job.unit}_per_s": reporter.rate or 0.0}, report.step, prefix="step/")
-        is_last = training.finished_epochs == spec.epochs
-        if stop() and not is_last:
-            if not isinstance(report, EpochDone):
-                saver.save(training, finite_metrics(training, report.epoch))
-            log.info("stopped at step %d, as asked", training.step)
-            return False
-        if time.monotonic() - saved_at > spec.checkpoint_every_s and isinstance(report, StepDone):
-            checkpoint = saver.save(training, finite_metrics(training, report.epoch))
-            reporter.emit("checkpoint", step=training.step, checkpoint=checkpoint.name)
-            saved_at = time.monotonic()
-    return True
-
-
-def _finish(job: Job, run: Path, attempt: int, curves: Curves, num_epochs: int) -> dict[str, object]:
-    checkpoint = load_best(run, job.training.network)
-    card = json.loads((checkpoint / "model.json").read_bytes())
-    final = job.final_metrics()
-    curves.scalars(final, num_epochs)
-    metrics = {**card["metrics"], **final}
-    log.info("finished; the best checkpoint is %s: %s", checkpoint.name, _readable(metrics))
-    return write_status(run, attempt, "succeeded", checkpoint=checkpoint.name, metrics=metrics)
-
-
-def _check_fence(run: Path, attempt: int) -> None:
-    """Raise Conflict if the record says that a later attempt has begun: this one may write nothing more."""
-    try:
-        current = json.loads((run / RECORD_FILE).read_bytes())["attempt"]
-    except FileNotFoundError:
-        return
-    # Not "another": an older mirror may come late.
-    if current > attempt:
-        raise Conflict(f"attempt {current} has begun; attempt {attempt} stops")
-
-
-def _readable(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+        status: dict[str, object] = json.loads((run / STATUS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return status if status["attempt"] == attempt else None
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from services.trainer.engine.reports import Training
 from tandem.checkpoints.card import Card, parse_card
 from tandem.checkpoints.files import (
     MODEL_FILE,
-    VOCABULARY_FILE,
     WEIGHTS_FILE,
     list_checkpoints,
     read_pointer,
@@ -21,8 +20,9 @@ from tandem.checkpoints.files import (
     write_checkpoint,
     write_pointer,
 )
-from tandem.checkpoints.tensors import bare_state, from_bytes, load_weights, to_bytes
-from tandem.errors import CheckpointCorrupt, TrainingFailed
+from tandem.checkpoints.tensors import from_bytes, to_bytes
+from tandem.errors import CheckpointCorrupt, NonFiniteLoss, TrainingFailed
+from tandem.models.weights import bare_state, load_weights
 from tandem.volume import to_json
 
 TRAINER_STATE_FILE = "trainer_state.safetensors"
@@ -33,25 +33,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Saver:
-    """Writes the checkpoints of the run directory `run`; `fence` raises when another attempt has begun."""
+    """Writes the checkpoints of the run directory `run`, with `files` in each.
+
+    `fence` raises when another attempt has begun. Of several processes only the `is_writer` writes; the others take
+    part, since a snapshot may need them all.
+    """
 
     run: Path
     make_card: Callable[[int, int, dict[str, float]], Card]
-    vocabulary: bytes | None
+    files: Mapping[str, bytes]
     fence: Callable[[], None]
+    is_writer: bool = True
 
     def save(self, training: Training, metrics: Mapping[str, float], is_best: bool = False) -> Path:
-        """Save weights and trainer state, move `latest` (and `best`), and remove what no pointer needs."""
+        """Save weights and trainer state, move `latest` (and `best`), and remove what no pointer needs.
+
+        Raises NonFiniteLoss for weights that are no numbers: the checkpoint before them is the last good one.
+        """
+        state = training.snapshot()
+        checkpoint = step_directory(self.run, training.step)
+        if not self.is_writer:
+            return checkpoint
+        weights = bare_state(training.served_network)
+        _check_weights(weights, training.step)
         card = self.make_card(training.finished_epochs, training.step, dict(metrics))
         files = {
-            WEIGHTS_FILE: to_bytes(bare_state(training.network)),
+            **self.files,
+            WEIGHTS_FILE: to_bytes(weights),
             MODEL_FILE: to_json(card.model_dump(mode="json")),
-            TRAINER_STATE_FILE: to_bytes(training.snapshot()),
+            TRAINER_STATE_FILE: to_bytes(state),
         }
-        if self.vocabulary is not None:
-            files[VOCABULARY_FILE] = self.vocabulary
         self.fence()
-        checkpoint = step_directory(self.run, training.step)
         write_checkpoint(checkpoint, files)
         write_pointer(self.run, "latest", checkpoint, metrics)
         if is_best:
@@ -65,28 +77,40 @@ class Saver:
         best = read_pointer(self.run, "best")
         remove_checkpoints(self.run, [*newest, *([best] if best else [])])
 
-    def resume(self, training: Training) -> bool:
+    def resume(self, training: Training, other: Path | None = None) -> bool:
         """Load the newest checkpoint that verifies into `training`; False where there is none to go on from.
 
-        Raises TrainingFailed if the dataset has been replaced since.
+        Without one of the run's own, `other` is continued, a checkpoint of another run. Raises TrainingFailed if the
+        dataset has been replaced since, and CheckpointCorrupt if `other` can't be loaded.
         """
         for checkpoint in reversed(list_checkpoints(self.run)):
             try:
-                files = read_verified(checkpoint, (WEIGHTS_FILE, TRAINER_STATE_FILE, MODEL_FILE))
-                self._check_dataset(parse_card(files[MODEL_FILE]))
-                load_weights(training.network, from_bytes(files[WEIGHTS_FILE]))
+                self._load(training, checkpoint)
             except CheckpointCorrupt as error:
                 log.warning("skipped a damaged checkpoint: %s", error)
                 continue
-            training.restore(from_bytes(files[TRAINER_STATE_FILE]))
             return True
-        return False
+        if other is not None:
+            self._load(training, other)
+        return other is not None
+
+    def _load(self, training: Training, checkpoint: Path) -> None:
+        files = read_verified(checkpoint, (WEIGHTS_FILE, TRAINER_STATE_FILE, MODEL_FILE))
+        self._check_dataset(parse_card(files[MODEL_FILE]))
+        load_weights(training.served_network, from_bytes(files[WEIGHTS_FILE]))
+        training.restore(from_bytes(files[TRAINER_STATE_FILE]))
 
     def _check_dataset(self, card: Card) -> None:
         if card.dataset_fingerprint != self.make_card(0, 0, {}).dataset_fingerprint:
             raise TrainingFailed(
                 f"dataset {card.dataset!r} has been replaced since this run began; submit a new run, or put it back"
             )
+
+
+def _check_weights(weights: Mapping[str, Tensor], step: int) -> None:
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NonFiniteLoss(f"{name} holds numbers that are not finite by step {step}; lower --learning-rate")
 
 
 def load_best(run: Path, network: nn.Module) -> Path:

@@ -224,7 +224,7 @@ class _Attempt:
         log.info("run %s: attempt %d: %s %s", self._record.run_id, self._record.attempt, outcome, message)
         if outcome == "succeeded":
             assert status is not None
-            return self._publish(status)
+            return self._publish(status) if self._record.kind in MODEL_KINDS else self._succeed(status, None)
         if outcome == "failed":
             return self._settle(lambda record: machine.fail(record, message))
         if outcome == "stopped" and self._record.cancel_requested:
@@ -250,8 +250,13 @@ class _Attempt:
             message = f"trained, but not published: {error}"
             return self._settle(lambda record: machine.fail(record, message))
         self._s._patiently(lambda: self._store.announce_model(name, version.version))
-        metrics = Progress.model_validate({**self._record.progress.model_dump(), "metrics": status["metrics"]})
-        return self._settle(lambda record: machine.finish(machine.report(record, metrics), version.version))
+        return self._succeed(status, version.version)
+
+    def _succeed(self, status: dict[str, Any], model_version: int | None) -> JobRecord:
+        # Progress may not have come through for the last time.
+        last = (self._unsent or self._record.progress).model_dump()
+        progress = Progress.model_validate({**last, "metrics": status["metrics"]})
+        return self._settle(lambda record: machine.finish(machine.report(record, progress), model_version))
 
     def _settle(self, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
         """Write the record's next state, waiting for the broker as long as it takes: the end must not be lost.

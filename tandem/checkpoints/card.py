@@ -21,6 +21,13 @@ class Preprocessing(_Closed):
     std: tuple[float, float, float]
     interpolation: Literal["bilinear"] = "bilinear"
 
+    def at_size(self, size: int) -> "Preprocessing":
+        """Return the same transform to another `image_size`: the same part of the image, in fewer or more pixels."""
+        if size == self.image_size:
+            return self
+        resize = max(round(self.resize * size / self.image_size), size)
+        return self.model_copy(update={"image_size": size, "resize": resize})
+
 
 class _Card(_Closed):
     """What both kinds say: where the weights come from, and how good they are on the val split."""
@@ -43,6 +50,7 @@ class ClassifierCard(_Card):
 
     kind: Literal["classifier"] = "classifier"
     arch: str
+    stem: Literal["stock", "small"] = "stock"
     classes: tuple[ClassName, ...]
     preprocessing: Preprocessing
 

@@ -14,8 +14,7 @@ from tandem.data.vocabulary import Vocabulary
 from tandem.errors import CheckpointCorrupt
 from tandem.models.classifiers import build_classifier
 from tandem.models.language_models import LanguageModelShape, build_language_model
-
-_WRAPPERS = ("module.", "_orig_mod.")
+from tandem.models.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -25,22 +24,6 @@ class Checkpoint:
     card: Card
     network: nn.Module
     vocabulary: Vocabulary | None
-
-
-def bare_state(network: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of `network` on the CPU by the names of the bare module, a shared tensor once."""
-    state: dict[str, Tensor] = {}
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, tensor in network.state_dict().items():
-        for wrapper in _WRAPPERS:
-            name = name.removeprefix(wrapper)
-        # Tied weights share storage; safetensors stores each storage once, and loading ties them again.
-        identity = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() and identity in seen:
-            continue
-        seen.add(identity)
-        state[name] = tensor.detach().cpu().contiguous()
-    return state
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -56,30 +39,10 @@ def from_bytes(data: bytes) -> dict[str, Tensor]:
         raise CheckpointCorrupt(f"the tensors can't be read: {error}") from error
 
 
-def load_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put `tensors` into `network`; raise CheckpointCorrupt where names or shapes don't fit."""
-    own = network.state_dict()
-    tied = _tied_names(network)
-    missing = [name for name in own if name not in tensors and tied.get(name, name) not in tensors]
-    unexpected = [name for name in tensors if name not in own]
-    wrong = [name for name in tensors if name in own and tensors[name].shape != own[name].shape]
-    for problem, names in (("lack", missing), ("have an unknown", unexpected), ("have another shape of", wrong)):
-        if names:
-            raise CheckpointCorrupt(f"the weights {problem} {names[0]} (and {len(names) - 1} more)")
-    network.load_state_dict(dict(tensors), strict=False)
-
-
-def _tied_names(network: nn.Module) -> dict[str, str]:
-    """Map each name of a shared parameter to the first name it has."""
-    first: dict[int, str] = {}
-    names = network.named_parameters(remove_duplicate=False)
-    return {name: first.setdefault(id(parameter), name) for name, parameter in names}
-
-
 def build_network(card: Card) -> nn.Module:
     """Return the freshly initialised network that `card` describes."""
     if isinstance(card, ClassifierCard):
-        return build_classifier(card.arch, len(card.classes), card.preprocessing.image_size)
+        return build_classifier(card.arch, len(card.classes), card.preprocessing.image_size, card.stem)
     return build_language_model(
         LanguageModelShape(
             model=card.model,

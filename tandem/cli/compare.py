@@ -1,4 +1,4 @@
-"""`tandem compare`: two classifiers on the same images."""
+"""`tandem compare`: two classifiers on the same images, or what two evaluations have predicted."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tandem.cli.calls import name_of, open_client, read_images, scored_documents, version_document
+from tandem.cli.calls import name_of, open_client, printable, read_images, scored_documents, version_document
 from tandem.cli.output import console, json_option, print_json, table
 from tandem.comparison.paired import agreement
-from tandem.errors import InvalidImage
+from tandem.errors import InvalidImage, InvalidRequest
 
 if TYPE_CHECKING:
     from tandem.client import Client, Comparison, ScoredClass
@@ -40,12 +40,21 @@ def compare(
     labels_from_folders: bool,
     as_json: bool,
 ) -> None:
-    """Compare models REF_A and REF_B on IMAGEs, or on a split of a dataset.
+    """Compare models REF_A and REF_B on IMAGEs, or on a split of a dataset; or two predictions files.
+
+    The files are what 'tandem evaluate' writes: give them as REF_A and REF_B, by their paths or as run:ID of the
+    evaluation; no server is needed.
 
     Says where the two name different classes and, where the true classes are known, which is more often right, with
     McNemar's test. --json prints {num_images, num_disagreements, num_errors, agreement, a, b, mcnemar, disagreements,
     errors}; mcnemar is null where no true class is known.
     """
+    files = None if images or dataset else _predictions_files(reference_a, reference_b)
+    if files:
+        if limit or labels_from_folders:
+            raise click.UsageError("--limit and --labels-from-folders don't go with predictions files")
+        _show(_from_files(*files, top_k), as_json)
+        return
     _check_usage(images, dataset, limit, labels_from_folders)
     sources = read_images(images, lambda path: path.absolute().parent.name if labels_from_folders else "")
     with open_client() as client:
@@ -53,19 +62,63 @@ def compare(
             answer = client.compare(reference_a, reference_b, sources, top_k)
         else:
             answer = _on_dataset(client, (reference_a, reference_b), dataset, split, top_k, limit or 0)
-    if as_json:
-        print_json(document(answer))
-    else:
-        _print_report(answer)
+    _show(answer, as_json)
     # Of a dataset, images that can't be read are counted and listed; those named by hand must be right.
     if dataset is None and answer.failures:
         first = answer.failures[0]
         raise InvalidImage(f"{first.name}: {first.error} ({len(answer.failures)} of {len(answer.results)} failed)")
 
 
+def _show(answer: "Comparison", as_json: bool) -> None:
+    if as_json:
+        print_json(document(answer))
+    else:
+        _print_report(answer)
+
+
+def _predictions_files(argument_a: str, argument_b: str) -> tuple[Path, Path] | None:
+    """Return the predictions files that both arguments name, None where neither does; one alone is an error."""
+    a, b = _predictions_file(argument_a), _predictions_file(argument_b)
+    if a and b:
+        return a, b
+    if a or b:
+        other = argument_b if a else argument_a
+        raise InvalidRequest(f"{other!r} is no predictions file, as the other is; 'tandem evaluate' writes them")
+    return None
+
+
+def _predictions_file(argument: str) -> Path | None:
+    """Return the file that `argument` names, by its path or as run:ID of an evaluation; None for other references."""
+    from tandem.checkpoints.references import RunReference, parse_reference
+    from tandem.cli.output import open_volume
+    from tandem.comparison.predictions import PREDICTIONS_FILE
+    from tandem.jobs.runs import MODEL_KINDS, read_mirror
+
+    if (path := Path(argument)).is_file():
+        return path
+    if path.suffix == ".jsonl":
+        raise InvalidRequest(f"there is no predictions file {printable(path)}")
+    reference = parse_reference(argument)
+    if not isinstance(reference, RunReference) or reference.step is not None:
+        return None
+    run = open_volume().run(reference.run_id)
+    record = read_mirror(run)
+    if record is None or record.kind in MODEL_KINDS:
+        return None
+    if not (run / PREDICTIONS_FILE).is_file():
+        raise InvalidRequest(f"evaluation {record.run_id} has no predictions; it is {record.state}")
+    return run / PREDICTIONS_FILE
+
+
+def _from_files(path_a: Path, path_b: Path, top_k: int) -> "Comparison":
+    from tandem.comparison.predictions import compare_predictions
+
+    return compare_predictions(path_a, path_b, top_k)
+
+
 def _check_usage(images: Sequence[Path], dataset: str | None, limit: int | None, labels_from_folders: bool) -> None:
     if bool(images) == bool(dataset):
-        raise click.UsageError("give either IMAGEs or --data, one of the two")
+        raise click.UsageError("give either IMAGEs or --data, one of the two; or two predictions files as REFs")
     if dataset and labels_from_folders:
         raise click.UsageError("--labels-from-folders goes with IMAGEs; a dataset knows its labels")
     if images and limit:

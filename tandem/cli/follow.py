@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.25
 _PLAIN_INTERVAL_S = 3.0
-_UNITS = {"train_classifier": "images", "train_language_model": "words"}
+_UNITS = {"train_classifier": "images", "train_language_model": "words", "evaluate_classifier": "images"}
 
 
 def follow_run(
@@ -93,7 +93,10 @@ def progress_text(record: JobRecord) -> str:
     progress = record.progress
     if not progress.num_steps:
         return record.message or ("waits for a worker" if record.state is State.QUEUED else "starting")
-    parts = [f"epoch {progress.epoch}/{progress.num_epochs}", f"step {progress.step}/{progress.num_steps}"]
+    steps = f"{progress.step}/{progress.num_steps}"
+    # An evaluation has no epochs: its steps are batches.
+    parts = [f"epoch {progress.epoch}/{progress.num_epochs}", f"step {steps}"]
+    parts = parts if progress.num_epochs else [f"batch {steps}"]
     parts.append(metrics_text(progress.metrics))
     if progress.rate:
         parts.append(f"{progress.rate:,.0f} {_UNITS[record.kind]}/s")
@@ -106,6 +109,8 @@ def metrics_text(metrics: dict[str, float]) -> str:
     """Return the metrics a person looks at: loss, and accuracy or perplexity, of val where it is known."""
     shown = [("train_loss", "loss {:.3f}"), ("train_acc1", "acc {:.1f} %"), ("train_ppl", "ppl {:.1f}")]
     shown += [("val_loss", "val loss {:.3f}"), ("val_acc1", "val acc {:.1f} %"), ("val_ppl", "val ppl {:.1f}")]
+    shown += [("acc1", "acc@1 {:.2f} %"), ("acc5", "acc@5 {:.2f} %"), ("loss", "loss {:.3f}")]
+    shown += [("ece", "calibration error {:.3f}"), ("flip_acc1", "with mirror images acc@1 {:.2f} %")]
     return "  ".join(text.format(metrics[name]) for name, text in shown if name in metrics)
 
 
@@ -123,6 +128,8 @@ def closing_line(record: JobRecord) -> str:
     """Return how a run ended, in one line."""
     if record.state is State.SUCCEEDED:
         metrics = record.progress.metrics
+        if record.model_version is None:
+            return f"run {record.run_id} SUCCEEDED: {record.model_name} on {record.dataset}  {metrics_text(metrics)}"
         test = f"  test ppl {metrics['test_ppl']:.1f}" if "test_ppl" in metrics else ""
         results = metrics_text({name: value for name, value in metrics.items() if name.startswith("val")})
         return f"run {record.run_id} SUCCEEDED: {record.model_name}:{record.model_version}  {results}{test}"

@@ -20,9 +20,10 @@ COMMANDS = {
     "data": ("tandem.cli.data", "Prepare datasets and list them."),
     "train": ("tandem.cli.train", "Submit a training run."),
     "runs": ("tandem.cli.runs", "List, show, watch and cancel runs."),
-    "models": ("tandem.cli.models", "List and show the models of the registry."),
+    "evaluate": ("tandem.cli.evaluate", "Evaluate a classifier on a split of a dataset."),
+    "models": ("tandem.cli.models", "List, show and export the models of the registry."),
     "classify": ("tandem.cli.classify", "Classify images with a served model."),
-    "compare": ("tandem.cli.compare", "Compare two models on the same images."),
+    "compare": ("tandem.cli.compare", "Compare two models on the same images, or two predictions files."),
     "generate": ("tandem.cli.generate", "Generate text with a served language model."),
 }
 

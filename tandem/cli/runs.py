@@ -11,8 +11,8 @@ from tandem.cli.follow import follow_run, metrics_text, progress_text
 from tandem.cli.output import console, json_option, print_json, table
 from tandem.errors import RunNotFound
 from tandem.jobs.record import JobRecord, State
+from tandem.jobs.runs import MODEL_KINDS, find_run, list_runs
 from tandem.jobs.runs import cancel as cancel_run
-from tandem.jobs.runs import find_run, list_runs
 from tandem.jobs.runs import resume as resume_run
 from tandem.settings import Settings
 from tandem.volume import Volume
@@ -150,14 +150,15 @@ def cancel(run: str, wait: bool, as_json: bool) -> None:
     elif record.state is State.CANCELED:
         click.echo(f"run {record.run_id} is CANCELED")
     else:
-        click.echo(f"run {record.run_id} will save a checkpoint and end")
+        saves = "save a checkpoint and " if record.kind in MODEL_KINDS else ""
+        click.echo(f"run {record.run_id} will {saves}end")
 
 
 @runs.command()
 @click.argument("run")
 @json_option
 def resume(run: str, as_json: bool) -> None:
-    """Queue a failed or canceled run again; it goes on from its newest checkpoint."""
+    """Queue a failed or canceled run again; one that trains goes on from its newest checkpoint."""
     settings, volume = _context()
     record = resume_run(run, volume, job_store(settings), celery_app(settings))
     if as_json:

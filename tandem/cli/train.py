@@ -1,7 +1,9 @@
 """`tandem train`: submit a training run, and follow it if asked."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar, get_args
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from pydantic import BaseModel
@@ -9,7 +11,11 @@ from pydantic_core import PydanticUndefined
 
 from tandem.cli.output import json_option, print_json
 from tandem.errors import InvalidJob
+from tandem.jobs.presets import load_preset, preset_names
 from tandem.jobs.spec import ClassifierJob, LanguageModelJob, make_spec
+
+if TYPE_CHECKING:
+    from tandem.jobs.spec import JobSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -57,7 +63,7 @@ def _shared(model: type[BaseModel]) -> Callable[[Command], Command]:
         spec_option(model, "weight_decay", "Decay of weights; norms and biases are spared.", "--wd"),
         spec_option(model, "seed", "Everything random follows from it."),
         spec_option(model, "device", "auto, cpu, cuda or cuda:N."),
-        spec_option(model, "precision", "bfloat16 computes under autocast; weights stay float32."),
+        spec_option(model, "precision", "bfloat16 computes under autocast; auto: where the device has it."),
         spec_option(model, "num_threads", "CPU threads; all cores if left out."),
         spec_option(model, "checkpoint_every_s", "Seconds between checkpoints within an epoch."),
         click.option("--follow", "-f", is_flag=True, help="Show progress until the run ends; Ctrl-C leaves it going."),
@@ -70,25 +76,71 @@ def train() -> None:
     """Submit a training run; it is queued, and goes on whether or not you follow it."""
 
 
+_WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors")
+_CLASSIFIER = partial(spec_option, ClassifierJob)
+
+
 @train.command()
 @options(
-    click.option("--arch", required=True, help="Any torchvision classifier: resnet18, mobilenet_v3_small, vit_b_16 …"),
-    _shared(ClassifierJob),
-    spec_option(ClassifierJob, "momentum", "Of SGD, Nesterov's kind."),
-    spec_option(ClassifierJob, "schedule", "How the learning rate falls."),
-    spec_option(ClassifierJob, "warmup_epochs", "Epochs of linear warm-up."),
-    spec_option(ClassifierJob, "label_smoothing", "Share of each label spread over all classes."),
-    spec_option(
-        ClassifierJob, "image_size", "Side in pixels that the network sees; the data's own if small, else 224."
+    click.option("--preset", type=click.Choice(preset_names()), help="Named values; any option overrides its own."),
+    _CLASSIFIER("arch", "Any torchvision classifier: resnet18, mobilenet_v3_small, vit_b_16 …"),
+    _CLASSIFIER("stem", "small: 3×3, stride 1, no pooling, for small images (ResNet family)."),
+    click.option(
+        "--weights", metavar="FILE|REF", help="Begin with weights: safetensors, a torch state dict, or a model."
     ),
-    spec_option(ClassifierJob, "crop", "Cut training images at random."),
-    spec_option(ClassifierJob, "flip", "Mirror half of the training images."),
-    spec_option(ClassifierJob, "limit_train_images", "Use so many train images, spread over the classes."),
-    spec_option(ClassifierJob, "limit_val_images", "Use so many val images, spread over the classes."),
+    click.option(
+        "--resume", "resume_from", metavar="REF", help="Continue a checkpoint of another run, optimizer and all."
+    ),
+    _shared(ClassifierJob),
+    _CLASSIFIER("start_epoch", "Begin the schedule at this epoch."),
+    _CLASSIFIER("accumulation", "Parts of an update, one after another, for less memory."),
+    _CLASSIFIER("momentum", "Of SGD."),
+    _CLASSIFIER("nesterov", "Nesterov's momentum."),
+    _CLASSIFIER("decay_all", "Decay norms and biases too, as the reference script does."),
+    _CLASSIFIER("schedule", "How the learning rate falls."),
+    _CLASSIFIER("step_epochs", "Epochs between the falls of --schedule step; a third of all if left out."),
+    _CLASSIFIER("step_factor", "What the rate is multiplied by at each fall of --schedule step."),
+    _CLASSIFIER("warmup_epochs", "Epochs of warm-up; 1 if left out, 30 % of all for onecycle."),
+    _CLASSIFIER("label_smoothing", "Share of each label spread over all classes."),
+    _CLASSIFIER("mixup", "Alpha of mixup; 0 is off."),
+    _CLASSIFIER("cutmix", "Alpha of CutMix; 0 is off. With mixup, either by chance."),
+    _CLASSIFIER("ema_decay", "Evaluate and save a moving average of the weights; 0 is off."),
+    _CLASSIFIER("image_size", "Side in pixels that the network sees; the data's own if small, else 224."),
+    _CLASSIFIER("resize", "Shorter side before the centre is cut out for evaluation."),
+    _CLASSIFIER("start_size", "Side in the first epochs, growing to --image-size."),
+    _CLASSIFIER("growth", "Share of the epochs in which the side grows."),
+    _CLASSIFIER("crop", "shift pads and cuts, resized takes a random part; auto: by the size of the images."),
+    click.option("--no-crop", "crop", flag_value="none", help="Train on whole images: the same as --crop none."),
+    _CLASSIFIER("min_crop_area", "Least share of an image that --crop resized takes."),
+    _CLASSIFIER("flip", "Mirror half of the training images."),
+    _CLASSIFIER("color_jitter", "Strength of changes in brightness, contrast and saturation."),
+    _CLASSIFIER("auto_augment", "torchvision's RandAugment or TrivialAugmentWide."),
+    _CLASSIFIER("random_erasing", "Share of the images that a random rectangle is erased from."),
+    _CLASSIFIER("flip_evaluation", "At the end also evaluate on images and their mirror images."),
+    _CLASSIFIER("data_path", "Pixels on the GPU, pixels mapped into memory, or files decoded each epoch."),
+    _CLASSIFIER("num_workers", "Loader processes; one for each core if left out.", "--workers"),
+    _CLASSIFIER("num_devices", "GPUs of this machine (or processes on its CPU) that share every batch."),
+    _CLASSIFIER("compile", "torch.compile; needs a C++ compiler."),
+    _CLASSIFIER("deterministic", "Refuse operations that have no deterministic kernel."),
+    _CLASSIFIER("limit_train_images", "Use so many train images, spread over the classes."),
+    _CLASSIFIER("limit_val_images", "Use so many val images, spread over the classes."),
+    click.option("--show-spec", is_flag=True, help="Print the job spec, and submit nothing."),
 )
-def classifier(**values: Any) -> None:
+def classifier(preset: str | None, weights: str | None, **values: Any) -> None:
     """Train an image classifier on a prepared image dataset."""
-    _submit("train_classifier", values["arch"], **values)
+    given = {name: value for name, value in values.items() if value is not None}
+    if weights:
+        given[_kind_of_weights(weights)] = weights
+    _submit("train_classifier", "arch", **{**(load_preset(preset) if preset else {}), **given})
+
+
+def _kind_of_weights(weights: str) -> str:
+    path = Path(weights)
+    if path.is_file():
+        return "weights_file"
+    if path.suffix in _WEIGHTS_SUFFIXES or ("/" in weights and not weights.startswith("run:")):
+        raise click.UsageError(f"--weights: there is no file {weights}")
+    return "weights_from"
 
 
 @train.command()
@@ -109,22 +161,29 @@ def classifier(**values: Any) -> None:
 )
 def lm(**values: Any) -> None:
     """Train a word-level language model on a prepared text dataset."""
-    _submit("train_language_model", values["model"], **values)
+    _submit("train_language_model", "model", **values)
 
 
-def _submit(kind: str, network: str, *, follow: bool, as_json: bool, **values: Any) -> None:
+def _submit(kind: str, network: str, *, follow: bool, as_json: bool, show_spec: bool = False, **values: Any) -> None:
+    given = {name: value for name, value in values.items() if value is not None}
+    given.setdefault("model_name", f"{given['dataset']}-{given.get(network)}".lower()[:64])
+    try:
+        spec = make_spec({"kind": kind, **given})
+    except InvalidJob as error:
+        raise click.UsageError(str(error)) from None
+    if show_spec:
+        click.echo(spec.model_dump_json(indent=None if as_json else 1))
+    else:
+        _queue(spec, given[network], follow, as_json)
+
+
+def _queue(spec: "JobSpec", network: str, follow: bool, as_json: bool) -> None:
     from tandem.cli.connections import celery_app, job_store
     from tandem.cli.follow import follow_run
     from tandem.jobs.runs import submit
     from tandem.settings import Settings
     from tandem.volume import Volume
 
-    given = {name: value for name, value in values.items() if value is not None}
-    given.setdefault("model_name", f"{values['dataset']}-{network}".lower()[:64])
-    try:
-        spec = make_spec({"kind": kind, **given})
-    except InvalidJob as error:
-        raise click.UsageError(str(error)) from None
     settings = Settings.from_environment()
     volume, store = Volume(settings.home), job_store(settings)
     record = submit(spec, volume, store, celery_app(settings))

@@ -1,60 +1,91 @@
-"""Image splits as training and comparison read them: uint8 batches by index, from packed pixels or from files."""
+"""Image splits as training, evaluation and comparison read them: labels, and uint8 pixels by index."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.images import decode_image, resize_and_crop
-from tandem.data.manifest import ImageDataset, read_index, spread
+from tandem.data.manifest import ImageDataset, read_index, read_sizes, spread
 from tandem.errors import InvalidImage, TrainingFailed
-
-# Packed images are as small as objects in them: they are padded by an eighth and cut anywhere, as is usual for them.
-_PADDING_SHARE = 8
-_FILE_CROP_SCALE = (0.25, 1.0)
 
 
 class ImageSplit(Protocol):
-    """N images with labels; batches are uint8 (B, 3, S, S) on the CPU."""
+    """N images: `labels` (N,) int64 on the CPU, `files` relative to the dataset."""
 
     labels: Tensor
     files: Sequence[str]
 
-    def train_batch(self, indices: Tensor, generator: torch.Generator, crop: bool, flip: bool) -> Tensor:
-        """Return the images `indices` (B,), augmented as `generator` says."""
+    def image(self, row: int) -> Tensor:
+        """Return image `row` as it is stored, uint8 (3, H, W)."""
         ...
 
     def eval_batch(self, indices: Tensor) -> Tensor:
-        """Return the images `indices` (B,), resized and centre-cropped as serving does."""
+        """Return the images `indices` (B,) as uint8 (B, 3, S, S), resized and centre-cropped as serving does."""
         ...
 
 
 def open_split(
-    directory: Path, dataset: ImageDataset, split: str, preprocessing: Preprocessing, limit: int | None
+    directory: Path,
+    dataset: ImageDataset,
+    split: str,
+    preprocessing: Preprocessing,
+    limit: int | None,
+    from_files: bool = False,
 ) -> ImageSplit:
-    """Return split `split` of the dataset in `directory`; with `limit`, that many images spread over the classes."""
+    """Return split `split` of the dataset in `directory`; with `limit`, that many images spread over the classes.
+
+    Packed pixels are used where there are any, unless `from_files`. Raises DatasetNotFound where there is no such
+    split, and TrainingFailed where a file has gone or changed its size since it was prepared.
+    """
     index = read_index(directory, split)
     chosen = spread(len(index), limit)
     files = [index[row][0] for row in chosen]
     labels = torch.tensor([index[row][1] for row in chosen], dtype=torch.int64)
-    if dataset.packed:
-        pixels = np.load(directory / "packed" / f"{split}.npy", mmap_mode="r")
+    if dataset.packed and not from_files:
+        pixels = _map_packed(directory / "packed" / f"{split}.npy", len(index))
         return PackedSplit(pixels, torch.tensor(chosen, dtype=torch.int64), labels, files, preprocessing)
+    sizes = read_sizes(directory, split)
+    if sizes is not None:
+        _check_files(directory, files, [sizes[row] for row in chosen])
     return FileSplit(directory, labels, files, preprocessing)
 
 
+def _map_packed(path: Path, num_images: int) -> np.ndarray:
+    try:
+        pixels: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise TrainingFailed(f"{path} can't be read ({error}); prepare the dataset again with --force") from error
+    if len(pixels) != num_images:
+        raise TrainingFailed(
+            f"{path} holds {len(pixels)} images, its index {num_images}; prepare the dataset again with --force"
+        )
+    return pixels
+
+
+def _check_files(directory: Path, files: Sequence[str], sizes: Sequence[int]) -> None:
+    """Find now what would otherwise end a run in its third hour: 100,000 files take about half a second."""
+    for file, size in zip(files, sizes, strict=True):
+        try:
+            found: int | None = (directory / file).stat().st_size
+        except OSError:
+            found = None
+        if found != size:
+            has = "is not there" if found is None else f"has {found} bytes, not {size}"
+            raise TrainingFailed(f"{directory / file} {has}; prepare the dataset again with --force")
+
+
 class PackedSplit:
-    """Images of one small size in a memory-mapped array (N, 3, H, W); augmentation acts on whole batches."""
+    """Images of one small size in an array (N, 3, H, W): mapped from a file, or held on a device."""
 
     def __init__(
         self,
-        pixels: np.ndarray,
+        pixels: np.ndarray | Tensor,
         rows: Tensor,
         labels: Tensor,
         files: Sequence[str],
@@ -66,92 +97,54 @@ class PackedSplit:
         self.labels = labels
         self.files = files
 
-    def train_batch(self, indices: Tensor, generator: torch.Generator, crop: bool, flip: bool) -> Tensor:
-        """Return uint8 (B, 3, S, S): padded by reflection and cut at random, half of them mirrored."""
-        pixels = self._read(indices)
-        if crop:
-            pixels = shifted(pixels, generator)
-        if flip:
-            pixels = mirrored(pixels, generator)
-        return resize_and_crop(pixels, self._preprocessing)
+    @property
+    def num_bytes(self) -> int:
+        """Size of the images, all together."""
+        return len(self._rows) * int(np.prod(self._pixels.shape[1:]))
+
+    def on(self, device: torch.device) -> Self:
+        """Return the split with its pixels on `device`, so that no batch has to be copied there."""
+        pixels = self.pixels(torch.arange(len(self._rows))).to(device)
+        return type(self)(pixels, torch.arange(len(self._rows)), self.labels, self.files, self._preprocessing)
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Return the images `indices` (B,) as they are stored, uint8 (B, 3, H, W), on the device that holds them."""
+        rows = self._rows[indices]
+        if isinstance(self._pixels, Tensor):
+            return self._pixels[rows.to(self._pixels.device)]
+        return torch.from_numpy(self._pixels[rows.numpy()])
+
+    def image(self, row: int) -> Tensor:
+        """Return image `row`, uint8 (3, H, W)."""
+        return self.pixels(torch.tensor([row]))[0]
 
     def eval_batch(self, indices: Tensor) -> Tensor:
         """Return uint8 (B, 3, S, S) without augmentation."""
-        return resize_and_crop(self._read(indices), self._preprocessing)
-
-    def _read(self, indices: Tensor) -> Tensor:
-        return torch.from_numpy(self._pixels[self._rows[indices].numpy()])
+        return resize_and_crop(self.pixels(indices), self._preprocessing)
 
 
 class FileSplit:
-    """Images of any size in files, decoded for each batch by a pool of threads (the decoders drop the GIL)."""
+    """Images of any size in files, decoded when they are asked for; batches by a pool of threads."""
 
     def __init__(self, directory: Path, labels: Tensor, files: Sequence[str], preprocessing: Preprocessing) -> None:
         self._directory = directory
         self._preprocessing = preprocessing
+        # The decoders drop the GIL.
         self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
         self.labels = labels
         self.files = files
 
-    def train_batch(self, indices: Tensor, generator: torch.Generator, crop: bool, flip: bool) -> Tensor:
-        """Return uint8 (B, 3, S, S): a random part of each image resized to S, half of them mirrored."""
-        seeds = torch.randint(2**62, (len(indices),), generator=generator).tolist()
-        decode = self._random_part if crop else self._whole
-        pixels = torch.stack(list(self._pool.map(decode, indices.tolist(), seeds)))
-        return mirrored(pixels, generator) if flip else pixels
+    def image(self, row: int) -> Tensor:
+        """Return image `row`, uint8 (3, H, W); raise TrainingFailed, naming the file, where it does not decode."""
+        path = self._directory / self.files[row]
+        try:
+            return decode_image(path.read_bytes())
+        except (OSError, InvalidImage) as error:
+            raise TrainingFailed(f"{path} can't be used: {error}; prepare the dataset again with --force") from error
 
     def eval_batch(self, indices: Tensor) -> Tensor:
         """Return uint8 (B, 3, S, S) without augmentation."""
         return torch.stack(list(self._pool.map(self._whole, indices.tolist())))
 
-    def _whole(self, row: int, _seed: int = 0) -> Tensor:
-        return resize_and_crop(self._decode(row), self._preprocessing)
-
-    def _random_part(self, row: int, seed: int) -> Tensor:
-        pixels = self._decode(row)
-        size = [self._preprocessing.image_size] * 2
-        # torchvision draws from the global generator only, which threads would share: the draw is made here.
-        top, left, height, width = crop_box(pixels.shape[1], pixels.shape[2], torch.Generator().manual_seed(seed))
-        resized: Tensor = transforms.resized_crop(pixels, top, left, height, width, size, antialias=True)
-        return resized
-
-    def _decode(self, row: int) -> Tensor:
-        path = self._directory / self.files[row]
-        try:
-            return decode_image(path.read_bytes())
-        except (OSError, InvalidImage) as error:
-            raise TrainingFailed(f"{path} can't be used: {error}; prepare the dataset again") from error
-
-
-def crop_box(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of a random part: 25 to 100 % of the area, sides 3:4 to 4:3 (Szegedy 2014)."""
-    area = height * width
-    for _ in range(10):
-        scale, shape, down, right = torch.rand(4, generator=generator).tolist()
-        target = area * (_FILE_CROP_SCALE[0] + scale * (_FILE_CROP_SCALE[1] - _FILE_CROP_SCALE[0]))
-        ratio = (3 / 4) * (16 / 9) ** shape
-        part_height, part_width = round((target / ratio) ** 0.5), round((target * ratio) ** 0.5)
-        if 0 < part_height <= height and 0 < part_width <= width:
-            top, left = int(down * (height - part_height + 1)), int(right * (width - part_width + 1))
-            return top, left, part_height, part_width
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
-
-
-def shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the batch (B, 3, H, W), each image padded by reflection and cut back to its size at a random place."""
-    batch, _, height, width = pixels.shape
-    pad = max(min(height, width) // _PADDING_SHARE, 1)
-    padded = torch.nn.functional.pad(pixels, (pad, pad, pad, pad), mode="reflect")
-    offsets = torch.randint(2 * pad + 1, (batch, 2), generator=generator).tolist()
-    result = torch.empty_like(pixels)
-    # A loop of plain copies: on a CPU half the time of a gather by index tensors.
-    for row, (top, left) in enumerate(offsets):
-        result[row] = padded[row, :, top : top + height, left : left + width]
-    return result
-
-
-def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the batch (B, 3, H, W) with a random half of the images mirrored left to right."""
-    flips = torch.rand(len(pixels), generator=generator) < 0.5
-    return torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
+    def _whole(self, row: int) -> Tensor:
+        return resize_and_crop(self.image(row), self._preprocessing)

@@ -17,3 +17,8 @@ swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn vgg13 vgg13_bn vgg16 
 vit_b_32 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2
 """.split()
 )
+
+
+def has_small_stem(arch: str) -> bool:
+    """Return whether `arch` can begin with a 3×3 convolution of stride 1 instead of 7×7, stride 2 and pooling."""
+    return arch.startswith(("resnet", "resnext", "wide_resnet"))

@@ -102,8 +102,8 @@ def report(record: JobRecord, progress: Progress) -> JobRecord:
     return _with(record, progress=progress)
 
 
-def finish(record: JobRecord, model_version: int) -> JobRecord:
-    """The run ended as it should, and its model is in the registry."""
+def finish(record: JobRecord, model_version: int | None) -> JobRecord:
+    """The run ended as it should; what it made is version `model_version` in the registry, None if it is no model."""
     _require(record, State.RUNNING)
     return _with(record, state=State.SUCCEEDED, model_version=model_version, finished_at=now(), message="")
 

@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tandem.checkpoints.registry import Registry, check_kind
-from tandem.data.manifest import ImageDataset, read_dataset
-from tandem.errors import BrokerUnavailable, InvalidJob, RunNotFound
+from tandem.errors import BrokerUnavailable, RunNotFound
 from tandem.jobs import record as machine
+from tandem.jobs.checks import check_job
 from tandem.jobs.record import JobRecord
-from tandem.jobs.spec import JobSpec
+from tandem.jobs.spec import ClassifierJob, JobSpec
 from tandem.volume import Volume, replace_file, replace_json, volume_errors
 
 if TYPE_CHECKING:
@@ -36,14 +35,14 @@ def submit(spec: JobSpec, volume: Volume, store: "JobStore", app: "Celery") -> J
     """
     from tandem.jobs.queue import queue_for, send_run
 
-    _check_dataset(spec, volume)
-    _check_model(spec, volume)
+    spec = check_job(spec, volume)
     store.ping()
     record = _new_record(spec, queue_for(spec))
     run = volume.run(record.run_id)
     try:
         with volume_errors(run):
             run.mkdir(parents=True)
+            spec = _with_weights_file(spec, run)
             replace_file(run / SPEC_FILE, (spec.model_dump_json(indent=1) + "\n").encode())
             mirror(volume, record)
         store.create(record)
@@ -60,19 +59,15 @@ def submit(spec: JobSpec, volume: Volume, store: "JobStore", app: "Celery") -> J
     return record
 
 
-def _check_dataset(spec: JobSpec, volume: Volume) -> None:
-    dataset = read_dataset(volume, spec.dataset)
-    wanted = "images" if spec.kind == "train_classifier" else "text"
-    if dataset.kind != wanted:
-        raise InvalidJob(f"--data: {spec.dataset!r} is a dataset of {dataset.kind}; this job needs {wanted}")
-    if isinstance(dataset, ImageDataset) and len(dataset.classes) < 2:
-        raise InvalidJob(f"--data: {spec.dataset!r} has one class; a classifier needs at least 2")
-
-
-def _check_model(spec: JobSpec, volume: Volume) -> None:
-    registry = Registry(volume)
-    if spec.model_name in registry.names():
-        check_kind(spec.model_name, registry.versions(spec.model_name)[-1].kind, MODEL_KINDS[spec.kind])
+def _with_weights_file(spec: JobSpec, run: Path) -> JobSpec:
+    """Copy the file that a classifier is to begin with into the run: the volume must be whole without it."""
+    if not isinstance(spec, ClassifierJob) or spec.weights_file is None:
+        return spec
+    source = Path(spec.weights_file)
+    copy = Path("weights") / source.name
+    (run / copy).parent.mkdir()
+    replace_file(run / copy, source.read_bytes())
+    return spec.model_copy(update={"weights_file": str(copy)})
 
 
 def _new_record(spec: JobSpec, queue: str) -> JobRecord:

@@ -1,8 +1,15 @@
-"""Which device a spec or a setting means."""
+"""Which device and which precision a spec or a setting means."""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
 
 import torch
 
 from tandem.errors import InvalidRequest
+
+# Instructions that multiply bfloat16: Intel and AMD, and Arm.
+_BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def resolve_device(name: str) -> torch.device:
@@ -17,3 +24,27 @@ def resolve_device(name: str) -> torch.device:
         there = torch.cuda.device_count()
         raise InvalidRequest(f"device {name!r} is not here ({there} CUDA devices); use cpu", field="device")
     return device
+
+
+def resolve_precision(
+    name: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> Literal["float32", "bfloat16"]:
+    """Return what "auto" means on `device`: bfloat16 where it has instructions for it; other names as they are.
+
+    Elsewhere bfloat16 is emulated, and slower than float32.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    return "bfloat16" if _cpu_has_bfloat16() else "float32"
+
+
+@cache
+def _cpu_has_bfloat16() -> bool:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return not _BFLOAT16_FLAGS.isdisjoint(flags.split())

@@ -10,11 +10,11 @@ from services.trainer.engine.classifier import ClassifierTraining
 from services.trainer.engine.language_model import LanguageModelTraining
 from services.trainer.engine.reports import EpochDone, StepDone, Training
 from tandem.checkpoints.card import Preprocessing
-from tandem.checkpoints.tensors import bare_state, load_weights
 from tandem.data.splits import PackedSplit
 from tandem.jobs.spec import ClassifierJob, LanguageModelJob
 from tandem.models.classifiers import build_classifier
 from tandem.models.language_models import LanguageModelShape, build_language_model
+from tandem.models.weights import bare_state, load_weights
 
 pytestmark = [
     pytest.mark.gpu,

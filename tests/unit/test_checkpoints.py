@@ -21,8 +21,9 @@ from tandem.checkpoints.files import (
     write_checkpoint,
     write_pointer,
 )
-from tandem.checkpoints.tensors import bare_state, build_network, from_bytes, load_checkpoint, load_weights, to_bytes
+from tandem.checkpoints.tensors import build_network, from_bytes, load_checkpoint, to_bytes
 from tandem.errors import CheckpointCorrupt, VolumeUnavailable
+from tandem.models.weights import bare_state, load_weights
 
 FILES = {"a.bin": b"some bytes", "b.json": b"{}"}
 

@@ -8,36 +8,40 @@ import torch
 from torch import Tensor
 
 from services.trainer.engine.classifier import ClassifierTraining
+from services.trainer.engine.evaluation import Predictions, result_of
 from services.trainer.engine.language_model import LanguageModelTraining
 from services.trainer.engine.reports import EpochDone, StepDone, Training
-from services.trainer.engine.schedule import learning_rate_at
 from tandem.checkpoints.card import Preprocessing
-from tandem.checkpoints.tensors import bare_state, from_bytes, load_weights, to_bytes
+from tandem.checkpoints.tensors import from_bytes, to_bytes
 from tandem.data.splits import PackedSplit
-from tandem.errors import NonFiniteLoss, TrainingFailed
+from tandem.errors import NonFiniteLoss, OutOfMemory, TrainingFailed
 from tandem.jobs.spec import ClassifierJob, LanguageModelJob
 from tandem.models.classifiers import build_classifier
 from tandem.models.language_models import LanguageModelShape, build_language_model
+from tandem.models.weights import bare_state, load_weights
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(resize=16, image_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def colours(count: int) -> PackedSplit:
+def colours(count: int, preprocessing: Preprocessing = PREPROCESSING) -> PackedSplit:
     """Three classes, told apart by their brightest channel."""
     labels = torch.arange(count) % 3
     pixels = torch.randint(0, 90, (count, 3, 16, 16), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
     pixels[torch.arange(count), labels] += 120
     files = [f"{row}.png" for row in range(count)]
-    return PackedSplit(pixels.numpy(), torch.arange(count), labels, files, PREPROCESSING)
+    return PackedSplit(pixels.numpy(), torch.arange(count), labels, files, preprocessing)
 
 
 def classifier(**changes: object) -> ClassifierTraining:
     values = {"dataset": "d", "model_name": "m", "arch": "resnet18", "epochs": 2, "batch_size": 16}
-    spec = ClassifierJob.model_validate({**values, "learning_rate": 0.01, "image_size": 16, **changes})
+    basis = {"learning_rate": 0.01, "image_size": 16, "precision": "float32"}
+    spec = ClassifierJob.model_validate({**values, **basis, **changes})
+    size = spec.image_size or 16
     torch.manual_seed(0)
-    network = build_classifier(spec.arch, 3, 16)
-    return ClassifierTraining(spec, network, colours(40), colours(12), PREPROCESSING, CPU)
+    network = build_classifier(spec.arch, 3, size, spec.stem)
+    preprocessing = PREPROCESSING.model_copy(update={"image_size": size, "resize": size})
+    return ClassifierTraining(spec, network, colours(40, preprocessing), colours(12, preprocessing), preprocessing, CPU)
 
 
 def sequence(length: int) -> Tensor:
@@ -65,12 +69,30 @@ def run(training: Training, until: Callable[[int], bool] = lambda _: False) -> l
 
 
 def everything(training: Training) -> bytes:
-    return to_bytes(bare_state(training.network)) + to_bytes(training.snapshot())
+    return to_bytes(bare_state(training.served_network)) + to_bytes(training.snapshot())
 
+
+EVERYTHING: dict[str, object] = {
+    "ema_decay": 0.9,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "accumulation": 2,
+    "label_smoothing": 0.1,
+    "crop": "resized",
+    "image_size": 32,
+    "start_size": 16,
+    "schedule": "onecycle",
+    "stem": "small",
+}
 
 MAKERS: dict[str, Callable[[], Training]] = {
     "resnet18": classifier,
     "mobilenet with dropout": lambda: classifier(arch="mobilenet_v3_small"),
+    "everything on whole batches": lambda: classifier(**EVERYTHING),
+    "bfloat16": lambda: classifier(precision="bfloat16", image_size=32, stem="small"),
+    "images augmented one by one by two processes": lambda: classifier(
+        auto_augment="randaugment", color_jitter=0.3, random_erasing=0.5, crop="resized", num_workers=2
+    ),
     "LSTM": language_model,
     "GRU": lambda: language_model("GRU"),
     "Transformer": lambda: language_model("Transformer"),
@@ -87,10 +109,10 @@ def test_a_run_resumed_at_any_step_ends_in_the_same_bytes(name: str, stop_at: in
 
     first = make()
     run(first, until=lambda step: step == stop_at)
-    weights, state = to_bytes(bare_state(first.network)), to_bytes(first.snapshot())
+    weights, state = to_bytes(bare_state(first.served_network)), to_bytes(first.snapshot())
     second = make()
     torch.manual_seed(123)
-    load_weights(second.network, from_bytes(weights))
+    load_weights(second.served_network, from_bytes(weights))
     second.restore(from_bytes(state))
     run(second)
     assert second.step == straight.step == 2 * straight.steps_per_epoch
@@ -139,7 +161,8 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_remedy() -> None:
 def test_batches_cover_the_split_and_never_hold_one_image() -> None:
     assert classifier(batch_size=16).steps_per_epoch == 3
     assert classifier(batch_size=39).steps_per_epoch == 1, "a last batch of one image is left out"
-    assert classifier(batch_size=500).steps_per_epoch == 1, "a batch larger than the set is the set"
+    with pytest.raises(TrainingFailed, match="too few for --batch-size 500; use at most 40"):
+        classifier(batch_size=500)
 
 
 def test_too_short_a_text_is_refused_at_the_start() -> None:
@@ -147,13 +170,96 @@ def test_too_short_a_text_is_refused_at_the_start() -> None:
         language_model(batch_size=300)
 
 
-def test_the_schedule_warms_up_and_ends_at_zero() -> None:
-    spec = ClassifierJob(
-        dataset="d", model_name="m", arch="resnet18", epochs=10, learning_rate=1.0, warmup_epochs=1, schedule="cosine"
+def test_a_moving_average_is_what_is_evaluated_and_saved() -> None:
+    training = classifier(ema_decay=0.9, epochs=1)
+    run(training)
+    raw, served = bare_state(training.network), bare_state(training.served_network)
+    assert any(not torch.equal(raw[name], served[name]) for name in raw)
+    assert {f"network/{name}" for name in raw} <= training.snapshot().keys()
+
+
+def test_parts_of_an_update_add_up_to_the_whole() -> None:
+    # SqueezeNet has no batch norm, whose statistics are those of a part; its dropout is switched off.
+    def after(accumulation: int) -> dict[str, Tensor]:
+        training = classifier(arch="squeezenet1_1", image_size=32, accumulation=accumulation, epochs=1, crop="none")
+        for module in training.network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        run(training)
+        return bare_state(training.network)
+
+    whole, parts = after(1), after(4)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=2e-5, rtol=1e-4)
+
+
+def test_a_start_epoch_goes_on_in_the_schedule() -> None:
+    training = classifier(epochs=4, start_epoch=3)
+    (done,) = run(training)
+    assert done.epoch == 4
+    assert training.step == 4 * training.steps_per_epoch
+
+
+class Greedy(torch.nn.Module):
+    """A network that runs out of memory for more than `limit` images."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.head = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.limit and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        logits: Tensor = self.head(images).mean((2, 3))
+        return logits
+
+
+def greedy(limit: int, **changes: object) -> ClassifierTraining:
+    values = {"dataset": "d", "model_name": "m", "arch": "resnet18", "precision": "float32", **changes}
+    spec = ClassifierJob.model_validate(values)
+    return ClassifierTraining(spec, Greedy(limit), colours(40), colours(12), PREPROCESSING, CPU)
+
+
+def test_out_of_memory_says_which_batch_fits() -> None:
+    message = "no memory for 40 images of 16×16 at once; the largest batch that fits is 11: use --batch-size 11, "
+    with pytest.raises(OutOfMemory, match=message + "or keep yours with --accumulation 4"):
+        run(greedy(11, batch_size=40))
+    run(greedy(11, batch_size=40, accumulation=4, epochs=1))
+    with pytest.raises(OutOfMemory, match="nor for 2; take a smaller --image-size or --arch"):
+        run(greedy(1, batch_size=40))
+
+
+def test_bfloat16_on_a_cpu_is_refused_where_its_gradients_are_wrong() -> None:
+    with pytest.raises(TrainingFailed, match="use --precision float32 or a larger --image-size"):
+        classifier(precision="bfloat16")
+    assert classifier(precision="auto").evaluator.precision == "float32"
+
+
+def test_a_snapshot_of_other_epochs_is_refused() -> None:
+    with pytest.raises(TrainingFailed, match=r"epochs have 3 steps, this run's 5.*--weights"):
+        classifier(batch_size=8).restore(classifier().snapshot())
+    with pytest.raises(TrainingFailed, match="has no moving average"):
+        classifier(ema_decay=0.9).restore(classifier().snapshot())
+
+
+@pytest.mark.parametrize(("arch", "num_classes"), [("resnet18", 2), ("resnet18", 3)])
+def test_fewer_than_five_classes_do_not_break_accuracy_at_five(arch: str, num_classes: int) -> None:
+    predictions = Predictions(
+        labels=torch.tensor([0, 1]),
+        losses=torch.tensor([1.0, 2.0]),
+        top_classes=torch.tensor([[1, 0, 2], [1, 0, 2]])[:, :num_classes],
+        top_probabilities=torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]])[:, :num_classes],
     )
-    rates = [learning_rate_at(spec, step, 100) for step in range(1000)]
-    assert rates[0] < rates[50] < rates[99] < 1.0
-    assert rates[100] == 1.0
-    assert rates[-1] < 1e-4
-    steps = spec.model_copy(update={"schedule": "step", "epochs": 9})
-    assert [round(learning_rate_at(steps, epoch * 100, 100), 6) for epoch in (1, 3, 6, 8)] == [1.0, 0.1, 0.01, 0.01]
+    assert predictions.metrics() == {"val_loss": 1.5, "val_acc1": 50.0, "val_acc5": 100.0}
+
+
+def test_mirrored_evaluation_is_the_mean_of_both_probabilities() -> None:
+    training = classifier()
+    run(training)
+    network, split = training.served_network.eval(), training.val
+    images = training.evaluator.to_device(split.eval_batch(torch.arange(12)))
+    with torch.no_grad():
+        expected = (network(images).softmax(1) + network(images.flip(-1)).softmax(1)) / 2
+    mirrored = result_of(training.evaluator.predict(network, split, mirror=True))
+    torch.testing.assert_close(mirrored.top_probabilities[:, 0], expected.max(1).values, atol=1e-5, rtol=1e-5)

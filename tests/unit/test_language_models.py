@@ -7,8 +7,9 @@ import torch
 from factories import MODELS, language_card
 from torch import Tensor, nn
 
-from tandem.checkpoints.tensors import bare_state, build_network, from_bytes, load_weights, to_bytes
+from tandem.checkpoints.tensors import build_network, from_bytes, to_bytes
 from tandem.models.language_models import detach
+from tandem.models.weights import bare_state, load_weights
 
 LENGTH = 30
 

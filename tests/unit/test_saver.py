@@ -24,6 +24,10 @@ class FakeTraining:
         self.steps_per_epoch = 2
         self.finished_epochs = 0
 
+    @property
+    def served_network(self) -> nn.Module:
+        return self.network
+
     def advance(self, step: int) -> "FakeTraining":
         self.step = step
         with torch.no_grad():
@@ -55,7 +59,7 @@ def saver(run: Path, fence: type[Exception] | None = None) -> Saver:
         if fence is not None:
             raise fence("another attempt has begun")
 
-    return Saver(run, card, None, check)
+    return Saver(run, card, {}, check)
 
 
 def steps(run: Path) -> list[int]:
@@ -128,4 +132,4 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
         return card(epoch, step, metrics).model_copy(update={"dataset_fingerprint": "1" * 64})
 
     with pytest.raises(TrainingFailed, match="has been replaced since this run began"):
-        Saver(tmp_path, other, None, lambda: None).resume(FakeTraining())
+        Saver(tmp_path, other, {}, lambda: None).resume(FakeTraining())

@@ -1,4 +1,4 @@
-"""Image splits: augmentation that depends on its generator alone, and evaluation that serving repeats."""
+"""Image splits: evaluation that serving repeats, and files that are not what they were."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.manifest import ClassName, ImageDataset
-from tandem.data.splits import crop_box, mirrored, open_split, shifted
+from tandem.data.splits import PackedSplit, open_split
 from tandem.errors import DatasetNotFound, TrainingFailed
 
 PREPROCESSING = Preprocessing(resize=32, image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -45,26 +45,6 @@ def test_packed_pixels_and_files_give_the_same_evaluation(tmp_path: Path) -> Non
     assert torch.equal(packed.eval_batch(rows), files.eval_batch(rows))
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_augmentation_is_a_function_of_its_generator(tmp_path: Path, packed: bool) -> None:
-    split = open_split(tmp_path, dataset(tmp_path, packed), "train", PREPROCESSING, None)
-    rows = torch.arange(8)
-
-    def draw(seed: int) -> torch.Tensor:
-        return split.train_batch(rows, torch.Generator().manual_seed(seed), crop=True, flip=True)
-
-    assert draw(1).shape == (8, 3, 32, 32)
-    assert torch.equal(draw(1), draw(1))
-    assert not torch.equal(draw(1), draw(2))
-
-
-def test_without_augmentation_training_sees_what_evaluation_sees(tmp_path: Path) -> None:
-    split = open_split(tmp_path, dataset(tmp_path, packed=True), "train", PREPROCESSING, None)
-    rows = torch.arange(8)
-    plain = split.train_batch(rows, torch.Generator(), crop=False, flip=False)
-    assert torch.equal(plain, split.eval_batch(rows))
-
-
 def test_a_limit_takes_the_same_share_of_each_class(tmp_path: Path) -> None:
     split = open_split(tmp_path, dataset(tmp_path, packed=True), "train", PREPROCESSING, 4)
     assert split.labels.tolist() == [0, 0, 1, 1]
@@ -76,24 +56,6 @@ def test_images_of_any_shape_become_square(tmp_path: Path) -> None:
     assert split.eval_batch(torch.arange(3)).shape == (3, 3, 32, 32)
 
 
-def test_shifts_move_whole_images_and_mirrors_keep_their_pixels() -> None:
-    image = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    seen = {shifted(image, torch.Generator().manual_seed(seed)).sum().item() for seed in range(40)}
-    assert len(seen) > 5
-    for seed in range(6):
-        result = mirrored(image, torch.Generator().manual_seed(seed))
-        assert torch.equal(result, image) or torch.equal(result, image.flip(-1))
-
-
-def test_crops_lie_within_the_image() -> None:
-    for seed in range(200):
-        top, left, height, width = crop_box(37, 90, torch.Generator().manual_seed(seed))
-        assert 0 <= top <= 37 - height
-        assert 0 <= left <= 90 - width
-        assert height > 0
-        assert width > 0
-
-
 def test_a_missing_split_and_a_damaged_file_are_named(tmp_path: Path) -> None:
     manifest = dataset(tmp_path, packed=False)
     with pytest.raises(DatasetNotFound, match="no split 'val'"):
@@ -102,3 +64,48 @@ def test_a_missing_split_and_a_damaged_file_are_named(tmp_path: Path) -> None:
     split = open_split(tmp_path, manifest, "train", PREPROCESSING, None)
     with pytest.raises(TrainingFailed, match=r"class0/2\.png can't be used"):
         split.eval_batch(torch.tensor([2]))
+
+
+def test_packed_pixels_held_on_a_device_are_the_same(tmp_path: Path) -> None:
+    mapped = open_split(tmp_path, dataset(tmp_path, packed=True), "train", PREPROCESSING, 4)
+    assert isinstance(mapped, PackedSplit)
+    held = mapped.on(torch.device("cpu"))
+    rows = torch.tensor([3, 1])
+    assert torch.equal(held.pixels(rows), mapped.pixels(rows))
+    assert torch.equal(held.labels, mapped.labels)
+    assert held.num_bytes == mapped.num_bytes == 4 * 3 * 32 * 32
+
+
+def with_sizes(folder: Path) -> None:
+    index = folder / "index" / "train.jsonl"
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    lines = (json.dumps({**row, "bytes": (folder / row["file"]).stat().st_size}) for row in rows)
+    index.write_text("".join(line + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(("damage", "message"), [("cut", "has 40 bytes, not"), ("remove", "is not there")])
+def test_a_file_that_changed_since_it_was_prepared_is_found_at_the_start(
+    tmp_path: Path, damage: str, message: str
+) -> None:
+    manifest = dataset(tmp_path, packed=False)
+    with_sizes(tmp_path)
+    open_split(tmp_path, manifest, "train", PREPROCESSING, None)
+    file = tmp_path / "train" / "class1" / "6.png"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:40])
+    else:
+        file.unlink()
+    with pytest.raises(TrainingFailed, match=rf"class1/6\.png {message}.*prepare the dataset again"):
+        open_split(tmp_path, manifest, "train", PREPROCESSING, None)
+
+
+def test_a_packed_file_that_was_cut_or_is_anothers_is_found_at_the_start(tmp_path: Path) -> None:
+    manifest = dataset(tmp_path, packed=True)
+    path = tmp_path / "packed" / "train.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:-100])
+    with pytest.raises(TrainingFailed, match=r"train\.npy can't be read"):
+        open_split(tmp_path, manifest, "train", PREPROCESSING, None)
+    np.save(path, np.zeros((3, 3, 32, 32), dtype=np.uint8))
+    with pytest.raises(TrainingFailed, match="holds 3 images, its index 8"):
+        open_split(tmp_path, manifest, "train", PREPROCESSING, None)

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from services.trainer.engine.evaluation import autocast
 from services.trainer.engine.optimizer_state import decayed_groups, load_optimizer_tensors, optimizer_tensors
 from services.trainer.engine.reports import EpochDone, EvaluationStep, Report, StepDone, check_finite
 from tandem.data.corpus import columns, num_windows, window, windows
 from tandem.data.randomness import derive_seed
 from tandem.jobs.spec import LanguageModelJob
+from tandem.models.devices import resolve_precision
 from tandem.models.language_models import ModelState, detach
 
 # Evaluation reads the text as one row, so that no token is dropped and perplexity depends on no batch size.
@@ -42,6 +44,11 @@ class LanguageModelTraining:
         self._state: ModelState | None = None
         self._best_loss = math.inf
         self._sums = torch.zeros(2, device=device, dtype=torch.float64)
+
+    @property
+    def served_network(self) -> nn.Module:
+        """The network that is evaluated and saved."""
+        return self.network
 
     def fit(self) -> Iterator[Report]:
         """Yield a report after each update, each part of an evaluation, and each epoch."""
@@ -119,8 +126,7 @@ class LanguageModelTraining:
         return {"train_loss": loss, "train_ppl": perplexity(loss), "learning_rate": self.learning_rate}
 
     def _autocast(self) -> AbstractContextManager[object]:
-        enabled = self.spec.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(self.device, resolve_precision(self.spec.precision, self.device))
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return the optimizer's state, the position, the carried state, the rate, and the best loss."""

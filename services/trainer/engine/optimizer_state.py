@@ -31,9 +31,14 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
             optimizer.state[parameter][key] = tensor.clone().to(device)
 
 
-def decayed_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return parameter groups that spare norms and biases (all of at most one dimension) the weight decay."""
+def decayed_groups(network: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, object]]:
+    """Return parameter groups that spare norms and biases (all of at most one dimension) the weight decay.
+
+    With `decay_all` there is one group of all, as in the reference script.
+    """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if decay_all:
+        return [{"params": parameters, "weight_decay": weight_decay}]
     return [
         {"params": [each for each in parameters if each.ndim > 1], "weight_decay": weight_decay},
         {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},

@@ -48,6 +48,11 @@ class Training(Protocol):
     steps_per_epoch: int
     finished_epochs: int
 
+    @property
+    def served_network(self) -> nn.Module:
+        """The network that is evaluated and saved: `network`, or an average that follows it."""
+        ...
+
     def fit(self) -> Iterator[Report]:
         """Train from the current step to the end."""
         ...

@@ -1,0 +1,58 @@
+"""TensorBoard logs of a run: the graph once, scalars by epoch, rates and running loss by step, and at the end pictures.
+
+Only the training process writes them; `tandem up` runs a TensorBoard over all runs.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from services.trainer.pictures import log_hparams
+from tandem.jobs.spec import TrainingSpec
+
+
+class Curves:
+    """The event file of one run."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        # Imported here: it takes a second, and only the training process needs it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Points beyond the checkpoint that is resumed from are drawn anew.
+        purge = first_step + 1 if first_step else None
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=purge, flush_secs=10)
+
+    def graph(self, network: nn.Module, example: Tensor) -> None:
+        """Draw the network, traced in eval mode so that dropout leaves no marks."""
+        was_training = network.training
+        network.eval()
+        with torch.no_grad(), warnings.catch_warnings():
+            # The tracer is deprecated, and is what TensorBoard's graphs are made with.
+            warnings.simplefilter("ignore")
+            # Not strict: language models return their state beside the logits.
+            self._writer.add_graph(network, example, use_strict_trace=False)
+        network.train(was_training)
+
+    def scalars(self, metrics: Mapping[str, float], step: int, prefix: str = "") -> None:
+        """Add one point to the curve of each metric."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(prefix + name, value, step)
+
+    def image(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Add a picture, uint8 (3, H, W)."""
+        self._writer.add_image(name, pixels, step)
+
+    def hyper_parameters(self, spec: TrainingSpec, metrics: Mapping[str, float]) -> None:
+        """Add the spec and the final metrics to the HParams page."""
+        given = spec.model_dump(mode="json", exclude={"model_name"})
+        log_hparams(self._writer, {name: value for name, value in given.items() if value is not None}, metrics)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._writer.close()

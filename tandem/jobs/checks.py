@@ -1,0 +1,85 @@
+"""What can be found wrong with a job before it is queued: against its data and the registry, without torch."""
+
+from tandem.checkpoints.card import ClassifierCard, parse_card
+from tandem.checkpoints.files import MODEL_FILE, read_verified
+from tandem.checkpoints.registry import Registry, check_kind
+from tandem.data.manifest import ImageDataset, read_dataset
+from tandem.errors import DatasetNotFound, InvalidJob
+from tandem.jobs.spec import ClassifierJob, EvaluationJob, JobSpec, LanguageModelJob
+from tandem.volume import Volume
+
+
+def check_job(spec: JobSpec, volume: Volume) -> JobSpec:
+    """Return `spec` with its model references made definite; raise InvalidJob, naming the option, where it can't work.
+
+    A reference to an alias would mean another model once the alias moves.
+    """
+    if isinstance(spec, EvaluationJob):
+        return _check_evaluation(spec, volume)
+    if isinstance(spec, LanguageModelJob):
+        _check_name(spec.model_name, "language_model", volume)
+        dataset = read_dataset(volume, spec.dataset)
+        if dataset.kind != "text":
+            raise InvalidJob(f"--data: {spec.dataset!r} is a dataset of {dataset.kind}; this job needs text")
+        return spec
+    return _check_classifier(spec, volume)
+
+
+def _check_name(name: str, kind: str, volume: Volume) -> None:
+    registry = Registry(volume)
+    if name in registry.names():
+        check_kind(name, registry.versions(name)[-1].kind, kind)
+
+
+def _check_classifier(spec: ClassifierJob, volume: Volume) -> ClassifierJob:
+    dataset = _image_dataset(spec.dataset, volume)
+    if len(dataset.classes) < 2:
+        raise InvalidJob(f"--data: {spec.dataset!r} has one class; a classifier needs at least 2")
+    num_train = min(dataset.num_images["train"], spec.limit_train_images or dataset.num_images["train"])
+    if spec.batch_size > num_train:
+        raise InvalidJob(
+            f"--batch-size: {spec.batch_size} is more than the {num_train} train images; use at most {num_train}"
+        )
+    if spec.data_path in ("device", "mapped") and not dataset.packed:
+        raise InvalidJob(
+            f"--data-path: {spec.dataset!r} holds large images or different sizes, which are not packed; use files"
+        )
+    _check_name(spec.model_name, "classifier", volume)
+    return _with_references(spec, volume)
+
+
+def _image_dataset(name: str, volume: Volume) -> ImageDataset:
+    dataset = read_dataset(volume, name)
+    if not isinstance(dataset, ImageDataset):
+        raise InvalidJob(f"--data: {name!r} is a dataset of {dataset.kind}; this job needs images")
+    return dataset
+
+
+def _with_references(spec: ClassifierJob, volume: Volume) -> ClassifierJob:
+    changes = {}
+    for field, option in (("weights_from", "--weights"), ("resume_from", "--resume")):
+        if reference := getattr(spec, field):
+            changes[field], card = _classifier_card(reference, option, volume)
+            if (card.arch, card.stem) != (spec.arch, spec.stem):
+                fitting = f"--arch {card.arch} --stem {card.stem}"
+                raise InvalidJob(f"{option}: {reference} is a {card.arch} with the {card.stem} stem; use {fitting}")
+            if field == "resume_from" and card.epoch >= spec.epochs:
+                raise InvalidJob(f"{option}: {reference} has {card.epoch} epochs already; give more --epochs")
+    return spec.model_copy(update=changes)
+
+
+def _classifier_card(reference: str, option: str, volume: Volume) -> tuple[str, ClassifierCard]:
+    located = Registry(volume).resolve(reference)
+    card = parse_card(read_verified(located.checkpoint, (MODEL_FILE,), located.digest)[MODEL_FILE])
+    if not isinstance(card, ClassifierCard):
+        raise InvalidJob(f"{option}: {reference} is a language model; this job needs a classifier")
+    return located.label, card
+
+
+def _check_evaluation(spec: EvaluationJob, volume: Volume) -> EvaluationJob:
+    dataset = _image_dataset(spec.dataset, volume)
+    if not dataset.num_images.get(spec.split):
+        there = ", ".join(name for name, count in dataset.num_images.items() if count)
+        raise DatasetNotFound(f"dataset {spec.dataset!r} has no images in a split {spec.split!r} (there: {there})")
+    label, _ = _classifier_card(spec.model, "REF", volume)
+    return spec.model_copy(update={"model": label})
