@@ -31,6 +31,7 @@ _CODES: tuple[tuple[type[TandemError], grpc.StatusCode], ...] = (
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.BadSource, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.TrainingFailed, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.ExportFailed, grpc.StatusCode.FAILED_PRECONDITION),
 )
 # For a status that carries no ErrorInfo of ours: gRPC's own limits, deadlines and lost connections.
 _ERRORS: dict[grpc.StatusCode, type[TandemError]] = {
