@@ -40,6 +40,8 @@ def _check_classifier(spec: ClassifierJob, volume: Volume) -> ClassifierJob:
         raise InvalidJob(
             f"--batch-size: {spec.batch_size} is more than the {num_train} train images; use at most {num_train}"
         )
+    if not dataset.num_images.get("val"):
+        raise InvalidJob(f"--data: {spec.dataset!r} has no val images; prepare it again with a larger --val-fraction")
     if spec.data_path in ("device", "mapped") and not dataset.packed:
         raise InvalidJob(
             f"--data-path: {spec.dataset!r} holds large images or different sizes, which are not packed; use files"

@@ -82,16 +82,21 @@ EVERYTHING: dict[str, object] = {
     "image_size": 32,
     "start_size": 16,
     "schedule": "onecycle",
-    "stem": "small",
+    "arch": "shufflenet_v2_x0_5",
 }
 
 MAKERS: dict[str, Callable[[], Training]] = {
     "resnet18": classifier,
     "mobilenet with dropout": lambda: classifier(arch="mobilenet_v3_small"),
     "everything on whole batches": lambda: classifier(**EVERYTHING),
-    "bfloat16": lambda: classifier(precision="bfloat16", image_size=32, stem="small"),
+    "bfloat16": lambda: classifier(precision="bfloat16", image_size=32),
     "images augmented one by one by two processes": lambda: classifier(
-        auto_augment="randaugment", color_jitter=0.3, random_erasing=0.5, crop="resized", num_workers=2
+        arch="shufflenet_v2_x0_5",
+        auto_augment="randaugment",
+        color_jitter=0.3,
+        random_erasing=0.5,
+        crop="resized",
+        num_workers=2,
     ),
     "LSTM": language_model,
     "GRU": lambda: language_model("GRU"),
@@ -100,7 +105,7 @@ MAKERS: dict[str, Callable[[], Training]] = {
 }
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 5])
+@pytest.mark.parametrize("stop_at", [1, 5])
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_run_resumed_at_any_step_ends_in_the_same_bytes(name: str, stop_at: int) -> None:
     make = MAKERS[name]

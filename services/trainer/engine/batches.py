@@ -135,13 +135,12 @@ class _Plan:
 
 def steps_per_epoch(spec: ClassifierJob, num_train: int, num_val: int) -> int:
     """Return the updates of an epoch; raise TrainingFailed where there are too few images for one."""
-    if num_train < spec.batch_size or num_val < 1:
+    if num_train < spec.batch_size:
         raise TrainingFailed(
-            f"{num_train} train and {num_val} val images are too few for --batch-size {spec.batch_size}; "
-            f"use at most {num_train}"
-            if num_val
-            else "the val split has no images"
+            f"{num_train} train images are too few for --batch-size {spec.batch_size}; use at most {num_train}"
         )
+    if num_val < spec.num_devices:
+        raise TrainingFailed(f"{num_val} val images are too few for {spec.num_devices} devices")
     whole, rest = divmod(num_train, spec.batch_size)
     # A last batch that leaves a part with one image would have no variance for a batch norm to divide by: left out.
     return whole + (rest >= 2 * spec.accumulation * spec.num_devices)

@@ -3,29 +3,29 @@
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.transforms import v2
 
 from services.trainer.engine.batches import StepRows, make_batches, steps_per_epoch
 from services.trainer.engine.ema import MovingAverage
-from services.trainer.engine.evaluation import Evaluator, Predictions, autocast
+from services.trainer.engine.evaluation import Evaluator, Predictions
 from services.trainer.engine.memory import is_out_of_memory, largest_that_fits
+from services.trainer.engine.mixing import make_mix
 from services.trainer.engine.optimizer_state import decayed_groups, load_optimizer_tensors, optimizer_tensors
+from services.trainer.engine.precision import autocast, training_precision
 from services.trainer.engine.ranks import ALONE, Ranks
 from services.trainer.engine.reports import EpochDone, EvaluationStep, Report, StepDone, check_finite
 from services.trainer.engine.schedule import image_size_at, learning_rate_at
+from services.trainer.engine.tally import tally, tally_metrics
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.randomness import derive_seed, generator
 from tandem.data.splits import ImageSplit
 from tandem.errors import OutOfMemory, TrainingFailed
 from tandem.jobs.spec import ClassifierJob
-from tandem.models.classifiers import count_classes, strides_over_one_pixel
-from tandem.models.devices import resolve_precision
 from tandem.models.weights import bare_state, load_weights
 
 # Without gradients an evaluation batch takes less memory than a training batch of half its size.
@@ -64,7 +64,7 @@ class ClassifierTraining:
         self._average = MovingAverage(self.network, spec.ema_decay) if spec.ema_decay else None
         self._forward = _wrapped(self.network, spec, ranks)
         smallest = min(preprocessing.image_size, spec.start_size or preprocessing.image_size)
-        self._precision = _precision(spec, self.network, device, smallest)
+        self._precision = training_precision(spec, self.network, device, smallest)
         self.evaluator = Evaluator(
             preprocessing, device, self._precision, _EVAL_BATCH_FACTOR * spec.batch_size // ranks.size, ranks
         )
@@ -77,7 +77,7 @@ class ClassifierTraining:
             fused=device.type == "cuda",
         )
         self._batches = make_batches(spec, train, preprocessing, device, ranks)
-        self._mix = _make_mix(spec, network, preprocessing)
+        self._mix = make_mix(spec, network, preprocessing)
         self._best_acc1 = -1.0
         self._sums = torch.zeros(4, device=device, dtype=torch.float64)
 
@@ -103,7 +103,7 @@ class ClassifierTraining:
     def _epoch(self) -> Iterator[Report]:
         epoch = self.finished_epochs
         yield from self._train_epoch(epoch)
-        metrics = _metrics(self.ranks.sum(self._sums), self._rate())
+        metrics = tally_metrics(self.ranks.sum(self._sums), self._rate())
         check_finite(metrics["train_loss"], epoch + 1, self.step)
         self.ranks.copy_from_first(self.served_network)
         predictions = yield from self._evaluate(self.served_network)
@@ -176,7 +176,7 @@ class ClassifierTraining:
                 # DistributedDataParallel takes the mean over processes; the sum over all images is what is wanted.
                 (loss * (self.ranks.size / count)).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self._sums += _sums(loss, logits, targets)
+            self._sums += tally(loss, logits, targets)
 
     def _evaluate(self, network: nn.Module) -> Generator[EvaluationStep, None, Predictions]:
         running = self.evaluator.predict(network, self.val)
@@ -188,9 +188,9 @@ class ClassifierTraining:
                 return predictions
             yield EvaluationStep(self.finished_epochs + 1, self.step)
 
-    def running_metrics(self) -> dict[str, float]:
+    def runningtally_metrics(self) -> dict[str, float]:
         """Return train_loss, train_acc1, train_acc5 (percent) of this process's epoch so far, and the learning rate."""
-        return _metrics(self._sums, self._rate())
+        return tally_metrics(self._sums, self._rate())
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -262,54 +262,7 @@ class ClassifierTraining:
         self._best_acc1 = float(tensors["best"][0])
 
 
-def _make_mix(spec: ClassifierJob, network: nn.Module, preprocessing: Preprocessing) -> Any:
-    """Return torchvision's mixup, cutmix, or either by chance, from (images, labels) to (images, shares); or None."""
-    kinds = [(v2.MixUp, spec.mixup), (v2.CutMix, spec.cutmix)]
-    if not any(alpha for _, alpha in kinds):
-        return None
-    num_classes = count_classes(network, preprocessing.image_size)
-    mixes = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
-    return v2.RandomChoice(mixes) if len(mixes) > 1 else mixes[0]
-
-
-def _precision(
-    spec: ClassifierJob, network: nn.Module, device: torch.device, image_size: int
-) -> Literal["float32", "bfloat16"]:
-    precision = resolve_precision(spec.precision, device)
-    if precision == "float32" or device.type != "cpu" or not strides_over_one_pixel(network, image_size):
-        return precision
-    if spec.precision == "auto":
-        return "float32"
-    raise TrainingFailed(
-        f"{spec.arch} can't be trained in bfloat16 on a CPU at {image_size}×{image_size}: its last convolutions see "
-        "one pixel, for which torch's gradients are wrong; use --precision float32 or a larger --image-size"
-    )
-
-
 def _wrapped(network: nn.Module, spec: ClassifierJob, ranks: Ranks) -> Any:
     """Return what is called in a step: the network itself, compiled, or with its gradients averaged over processes."""
     forward: Any = DistributedDataParallel(network) if ranks.size > 1 else network
     return torch.compile(forward) if spec.compile else forward
-
-
-def _sums(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Return (4,): the summed loss, the number right at rank 1, at rank 5 (or all classes), and the count.
-
-    Of mixed images the class with the larger share counts as the right one.
-    """
-    labels = targets.argmax(1) if targets.ndim > 1 else targets
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    total = loss.detach().double()
-    return torch.stack((total, ranked[:, 0].sum().double(), ranked.sum().double(), torch.full_like(total, len(labels))))
-
-
-def _metrics(sums: Tensor, learning_rate: float) -> dict[str, float]:
-    """Return the mean loss, the accuracies at ranks 1 and 5 in percent, and the learning rate."""
-    loss, right1, right5, count = sums.tolist()
-    count = max(count, 1.0)
-    return {
-        "train_loss": loss / count,
-        "train_acc1": 100 * right1 / count,
-        "train_acc5": 100 * right5 / count,
-        "learning_rate": learning_rate,
-    }

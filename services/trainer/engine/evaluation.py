@@ -1,7 +1,6 @@
 """Evaluation of a classifier over a split: every image once, whatever the batch size and the number of processes."""
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from services.trainer.engine.precision import autocast
 from services.trainer.engine.ranks import ALONE, Ranks
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.images import normalise
@@ -107,8 +107,3 @@ def result_of(running: Generator[int, None, Predictions]) -> Predictions:
         except StopIteration as end:
             predictions: Predictions = end.value
             return predictions
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the context in which a forward pass computes in `precision`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.trainer.engine.evaluation import autocast
 from services.trainer.engine.optimizer_state import decayed_groups, load_optimizer_tensors, optimizer_tensors
+from services.trainer.engine.precision import autocast
 from services.trainer.engine.reports import EpochDone, EvaluationStep, Report, StepDone, check_finite
 from tandem.data.corpus import columns, num_windows, window, windows
 from tandem.data.randomness import derive_seed
