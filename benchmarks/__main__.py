@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("startup", "training_step")
+NAMES = ("startup", "training_step", "classification", "compat")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "classify": ("tandem.cli.classify", "Classify images with a served model."),
     "compare": ("tandem.cli.compare", "Compare two models on the same images, or two predictions files."),
     "generate": ("tandem.cli.generate", "Generate text with a served language model."),
+    "bench": ("tandem.cli.bench", "Measure this machine: training, in each device, beside its bare step."),
 }
 
 

@@ -76,7 +76,7 @@ class ClassifierTraining:
             # One kernel for all parameters; on a CPU no faster (206 against 201 ms a step of ResNet-18).
             fused=device.type == "cuda",
         )
-        self._batches = make_batches(spec, train, preprocessing, device, ranks)
+        self.batches = make_batches(spec, train, preprocessing, device, ranks)
         self._mix = make_mix(spec, network, preprocessing)
         self._best_acc1 = -1.0
         self._sums = torch.zeros(4, device=device, dtype=torch.float64)
@@ -118,7 +118,7 @@ class ClassifierTraining:
 
     def _train_epoch(self, epoch: int) -> Iterator[Report]:
         self.network.train()
-        for images, labels in self._batches.make(self._steps(epoch)):
+        for images, labels in self.batches.make(self._steps(epoch)):
             count = self._update(images, labels)
             yield StepDone(epoch + 1, self.step, count)
 
@@ -188,7 +188,7 @@ class ClassifierTraining:
                 return predictions
             yield EvaluationStep(self.finished_epochs + 1, self.step)
 
-    def runningtally_metrics(self) -> dict[str, float]:
+    def running_metrics(self) -> dict[str, float]:
         """Return train_loss, train_acc1, train_acc5 (percent) of this process's epoch so far, and the learning rate."""
         return tally_metrics(self._sums, self._rate())
 
