@@ -20,6 +20,7 @@ from tandem.comparison.classification import confusion_matrix
 from tandem.data.manifest import ImageDataset
 from tandem.data.splits import ImageSplit, PackedSplit, open_split
 from tandem.errors import TrainingFailed
+from tandem.jobs.sizes import sizes_of
 from tandem.jobs.spec import ClassifierJob
 from tandem.models import layers
 from tandem.models.classifiers import build_classifier, check_image_size
@@ -28,29 +29,14 @@ from tandem.volume import Volume
 
 # ImageNet's statistics, which torchvision's weights and the reference script use.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_SMALL = 96
-_DEFAULT_SIZE = 224
 # What packed pixels may take of a GPU's free memory.
 _RESIDENT_SHARE = 0.3
 
 
-def image_size_of(spec: ClassifierJob, dataset: ImageDataset) -> int:
-    """Return the side in pixels that the network will see."""
-    if spec.image_size is not None:
-        return spec.image_size
-    stored = dataset.image_size
-    return min(stored) if stored is not None and max(stored) <= _SMALL else _DEFAULT_SIZE
-
-
 def preprocessing_of(spec: ClassifierJob, dataset: ImageDataset) -> Preprocessing:
-    """Return the transform of evaluation and serving.
-
-    Small images keep their whole frame; larger ones lose an eighth at the edges, as the reference does (256 to 224).
-    """
-    size = image_size_of(spec, dataset)
-    is_small = dataset.image_size is not None and max(dataset.image_size) <= _SMALL
-    automatic = size if is_small else round(size * 8 / 7)
-    return Preprocessing(resize=spec.resize or automatic, image_size=size, mean=_MEAN, std=_STD)
+    """Return the transform of evaluation and serving."""
+    resize, size = sizes_of(spec, dataset)
+    return Preprocessing(resize=resize, image_size=size, mean=_MEAN, std=_STD)
 
 
 def classifier_job(
@@ -58,6 +44,9 @@ def classifier_job(
 ) -> Job:
     """Return the job of `spec` on prepared images."""
     preprocessing = preprocessing_of(spec, dataset)
+    if spec.crop == "auto":
+        # By the dataset, not by how it is read: --data-path must not change the recipe.
+        spec = spec.model_copy(update={"crop": "shift" if dataset.packed else "resized"})
     network = _network(spec, dataset, preprocessing, volume, run_id)
     train, val = _open_splits(spec, dataset, volume, preprocessing, device)
     training = ClassifierTraining(spec, network, train, val, preprocessing, device, ranks)

@@ -24,6 +24,7 @@ class Curves:
         # Imported here: it takes a second, and only the training process needs it.
         from torch.utils.tensorboard import SummaryWriter
 
+        self.is_new = not list((run / "tensorboard").glob("events.out.tfevents.*"))
         # Points beyond the checkpoint that is resumed from are drawn anew.
         purge = first_step + 1 if first_step else None
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=purge, flush_secs=10)

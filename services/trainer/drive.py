@@ -17,8 +17,9 @@ from tandem.jobs.spec import TrainingSpec
 
 log = logging.getLogger("tandem.run")
 
-# Several processes agree each so many steps whether to stop or to save, since each agreement costs them a wait.
-_STEPS_BETWEEN_VOTES = 4
+# Several processes agree each so many steps (or batches of an evaluation) whether to stop or to save, since each
+# agreement costs them a wait.
+_REPORTS_BETWEEN_VOTES = 4
 
 
 def drive(
@@ -26,12 +27,14 @@ def drive(
 ) -> dict[str, object]:
     """Train `job` to its end, from its newest checkpoint; return what status.json says."""
     saver = Saver(run, job.make_card, job.files, lambda: _check_fence(run, attempt), job.ranks.is_first)
-    if saver.resume(job.training, job.resume_from):
+    card = saver.resume(job.training, job.resume_from)
+    if card is not None:
         log.info("attempt %d resumes at step %d", attempt, job.training.step)
     curves = Curves(run, job.training.step) if job.ranks.is_first else None
-    driver = _Driver(job, spec, saver, events, curves, stop)
+    spent_s = card.metrics.get("total_time_s", 0.0) if card is not None and card.run_id == run.name else 0.0
+    driver = _Driver(job, spec, saver, events, curves, stop, spent_s)
     try:
-        if job.training.step == 0 and curves:
+        if curves and curves.is_new:
             curves.graph(job.training.network, job.example)
         events.emit("started", attempt=attempt, step=job.training.step)
         if not driver.fit():
@@ -53,11 +56,18 @@ class _Driver:
         events: Events,
         curves: Curves | None,
         stop: Callable[[], bool],
+        spent_s: float,
     ) -> None:
         self._job, self._spec, self._saver, self._events, self._curves = job, spec, saver, events, curves
         self._reporter = Reporter(events, job.training, spec.epochs)
         self._stop = stop
-        self._began = self._epoch_began = self._saved_at = time.monotonic()
+        self._num_reports = 0
+        self._saved_at = time.monotonic()
+        # As if the attempts before had come just before this one.
+        self._began = self._saved_at - spent_s
+        # Of an epoch that an earlier attempt began, nobody knows how long it takes.
+        begins_epoch = job.training.step % job.training.steps_per_epoch == 0
+        self._epoch_began = self._saved_at if begins_epoch else None
 
     def fit(self) -> bool:
         """Train to the end; False if it was stopped (a checkpoint is saved then)."""
@@ -84,9 +94,11 @@ class _Driver:
     def _take_epoch(self, report: EpochDone) -> None:
         now = time.monotonic()
         log.info("epoch %d: %s", report.epoch, readable(dict(report.metrics)))
-        times = {"epoch_time_s": now - self._epoch_began, "total_time_s": now - self._began}
-        self._draw({**report.metrics, **self._rate(), **times}, report.epoch)
-        checkpoint = self._saver.save(self._job.training, report.metrics, is_best=report.improved)
+        metrics = {**report.metrics, "total_time_s": now - self._began}
+        lasted = {} if self._epoch_began is None else {"epoch_time_s": now - self._epoch_began}
+        # Drawn first: killed in between, the epoch is drawn again, at the same place with the same values.
+        self._draw({**metrics, **self._rate(), **lasted}, report.epoch)
+        checkpoint = self._saver.save(self._job.training, metrics, is_best=report.improved)
         self._reporter.epoch(report)
         self._tell(checkpoint)
         self._epoch_began = time.monotonic()
@@ -96,18 +108,16 @@ class _Driver:
         return {} if rate is None else {f"{self._job.unit}_per_s": rate}
 
     def _decide(self, report: Report) -> tuple[bool, bool]:
-        """Return whether to stop, and whether to save; several processes decide together, after the same steps."""
-        is_due = time.monotonic() - self._saved_at > self._spec.checkpoint_every_s
-        is_step = isinstance(report, StepDone)
-        if self._job.ranks.size == 1:
-            return self._stop(), is_step and is_due
-        if is_step and report.step % _STEPS_BETWEEN_VOTES == 0:
-            stop, save = self._job.ranks.any(self._stop(), is_due)
-            return stop, save
-        return False, False
+        """Return whether to stop, and whether to save; several processes decide together, after the same reports."""
+        is_due = isinstance(report, StepDone) and time.monotonic() - self._saved_at > self._spec.checkpoint_every_s
+        self._num_reports += 1
+        if self._job.ranks.size > 1 and self._num_reports % _REPORTS_BETWEEN_VOTES:
+            return False, False
+        stop, save = self._job.ranks.any(self._stop(), is_due)
+        return stop, save
 
     def _save_within(self, epoch: int) -> None:
-        metrics = finite_metrics(self._job.training, epoch)
+        metrics = {**finite_metrics(self._job.training, epoch), "total_time_s": time.monotonic() - self._began}
         self._tell(self._saver.save(self._job.training, metrics))
 
     def _tell(self, checkpoint: Path) -> None:
@@ -120,6 +130,8 @@ class _Driver:
 
     def finish(self, run: Path, attempt: int) -> dict[str, object]:
         """Measure the best network once more, draw what it got wrong, and end."""
+        # The first process has just written what the others are about to read.
+        self._job.ranks.wait()
         checkpoint = load_best(run, self._job.training.served_network)
         card = json.loads((checkpoint / "model.json").read_bytes())
         final = self._job.finish(self._curves)

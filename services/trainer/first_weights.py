@@ -34,10 +34,10 @@ def load_first_weights(
     head = head_parameters(spec.arch, image_size)
     if spec.weights_file:
         tensors = read_weights(volume.run(run_id) / spec.weights_file)
-        _load(network, tensors, head, spec, Path(spec.weights_file).name)
+        _load(network, tensors, head, f"{spec.arch} (stem {spec.stem})", Path(spec.weights_file).name)
     elif spec.weights_from:
         tensors = _weights_of_model(spec.weights_from, volume, head, classes)
-        _load(network, tensors, head, spec, spec.weights_from)
+        _load(network, tensors, head, f"{spec.arch} (stem {spec.stem})", spec.weights_from)
 
 
 def _weights_of_model(
@@ -53,25 +53,23 @@ def _weights_of_model(
     return tensors
 
 
-def _load(
-    network: nn.Module, tensors: Mapping[str, Tensor], head: Collection[str], spec: ClassifierJob, source: str
-) -> None:
+def _load(network: nn.Module, tensors: Mapping[str, Tensor], head: Collection[str], kind: str, source: str) -> None:
     own = network.state_dict()
     fits = {name for name in own if name in tensors and tensors[name].shape == own[name].shape}
     for name in own:
         # Counters of batches are missing in the oldest weights.
         if name not in fits and name not in head and not name.endswith("num_batches_tracked"):
-            raise TrainingFailed(_misfit(name, own[name], tensors.get(name), spec, source))
+            raise TrainingFailed(_misfit(name, own[name], tensors.get(name), kind, source))
     for name in tensors:
         if name not in own and not name.startswith(_AUXILIARY):
-            raise TrainingFailed(f"--weights: {source} has a tensor {name!r} that {spec.arch} has not: another --arch?")
+            raise TrainingFailed(f"--weights: {source} has a tensor {name!r} that {kind} has not: another --arch?")
     network.load_state_dict({name: tensors[name] for name in fits}, strict=False)
     new = sorted(name for name in head if name not in fits)
     log.info("began with the weights of %s; new: %s", source, ", ".join(new) or "nothing")
 
 
-def _misfit(name: str, own: Tensor, given: Tensor | None, spec: ClassifierJob, source: str) -> str:
+def _misfit(name: str, own: Tensor, given: Tensor | None, kind: str, source: str) -> str:
     if given is None:
-        return f"--weights: {source} has no tensor {name!r}, which {spec.arch} needs: another --arch?"
-    shapes = f"{tuple(given.shape)}, in {spec.arch} (stem {spec.stem}) {tuple(own.shape)}"
+        return f"--weights: {source} has no tensor {name!r}, which {kind} needs: another --arch?"
+    shapes = f"{tuple(given.shape)}, in {kind} {tuple(own.shape)}"
     return f"--weights: {name} of {source} has the shape {shapes}: another --arch, --stem or --image-size?"

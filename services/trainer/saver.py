@@ -77,28 +77,31 @@ class Saver:
         best = read_pointer(self.run, "best")
         remove_checkpoints(self.run, [*newest, *([best] if best else [])])
 
-    def resume(self, training: Training, other: Path | None = None) -> bool:
-        """Load the newest checkpoint that verifies into `training`; False where there is none to go on from.
+    def resume(self, training: Training, other: Path | None = None) -> Card | None:
+        """Load the newest checkpoint that verifies into `training`; return its card, None where there is none.
 
-        Without one of the run's own, `other` is continued, a checkpoint of another run. Raises TrainingFailed if the
-        dataset has been replaced since, and CheckpointCorrupt if `other` can't be loaded.
+        Without one of the run's own, `other` is continued, a checkpoint of another run; the best epoch is then sought
+        anew, since the other's is not this run's to publish. Raises TrainingFailed if the dataset has been replaced
+        since, and CheckpointCorrupt if `other` can't be loaded.
         """
         for checkpoint in reversed(list_checkpoints(self.run)):
             try:
-                self._load(training, checkpoint)
+                return self._load(training, checkpoint)
             except CheckpointCorrupt as error:
                 log.warning("skipped a damaged checkpoint: %s", error)
-                continue
-            return True
-        if other is not None:
-            self._load(training, other)
-        return other is not None
+        if other is None:
+            return None
+        card = self._load(training, other)
+        training.forget_best()
+        return card
 
-    def _load(self, training: Training, checkpoint: Path) -> None:
+    def _load(self, training: Training, checkpoint: Path) -> Card:
         files = read_verified(checkpoint, (WEIGHTS_FILE, TRAINER_STATE_FILE, MODEL_FILE))
-        self._check_dataset(parse_card(files[MODEL_FILE]))
+        card = parse_card(files[MODEL_FILE])
+        self._check_dataset(card)
         load_weights(training.served_network, from_bytes(files[WEIGHTS_FILE]))
         training.restore(from_bytes(files[TRAINER_STATE_FILE]))
+        return card
 
     def _check_dataset(self, card: Card) -> None:
         if card.dataset_fingerprint != self.make_card(0, 0, {}).dataset_fingerprint:

@@ -5,6 +5,7 @@ function; the reader here looks names up in a closed table of its own and refuse
 file decides what is called (the way of the standard library's documentation, "Restricting Globals").
 """
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,10 +48,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         document = _read_zip(path) if zipfile.is_zipfile(path) else from_bytes(path.read_bytes())
     except OSError as error:
         raise CheckpointCorrupt(f"{path} can't be read: {error.strerror}") from error
-    except (pickle.UnpicklingError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise CheckpointCorrupt(f"{path} holds no weights that can be read ({error}); {_REMEDY}") from error
     except CheckpointCorrupt as error:
         raise CheckpointCorrupt(f"{path} is neither safetensors nor a state dict of torch.save; {_REMEDY}") from error
+    except Exception as error:  # for damaged bytes pickle raises nearly everything there is
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise CheckpointCorrupt(f"{path} holds no weights that can be read ({reason}); {_REMEDY}") from error
     for key in _KEYS:
         if isinstance(document, Mapping) and isinstance(document.get(key), Mapping):
             document = document[key]
@@ -96,11 +99,14 @@ class _Reader(pickle.Unpickler):
         kind, dtype, key, _location, _count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"it holds a {kind}, not tensors alone")
-        data = bytearray(self._storage(key))
-        return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        data = np.frombuffer(self._storage(key), dtype=np.uint8).copy()
+        return torch.from_numpy(data).view(dtype) if len(data) else torch.empty(0, dtype=dtype)
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if math.prod(size) > storage.numel():
+        # A stride of 0 would make any size of a few bytes.
+        raise pickle.UnpicklingError(f"a tensor of the shape {size} is larger than its storage")
     return torch.as_strided(storage, size, stride, offset).clone()
 
 

@@ -5,6 +5,7 @@ from tandem.checkpoints.files import MODEL_FILE, read_verified
 from tandem.checkpoints.registry import Registry, check_kind
 from tandem.data.manifest import ImageDataset, read_dataset
 from tandem.errors import DatasetNotFound, InvalidJob
+from tandem.jobs.sizes import sizes_of
 from tandem.jobs.spec import ClassifierJob, EvaluationJob, JobSpec, LanguageModelJob
 from tandem.volume import Volume
 
@@ -46,8 +47,9 @@ def _check_classifier(spec: ClassifierJob, volume: Volume) -> ClassifierJob:
         raise InvalidJob(
             f"--data-path: {spec.dataset!r} holds large images or different sizes, which are not packed; use files"
         )
+    sizes_of(spec, dataset)
     _check_name(spec.model_name, "classifier", volume)
-    return _with_references(spec, volume)
+    return _with_references(spec, dataset, volume)
 
 
 def _image_dataset(name: str, volume: Volume) -> ImageDataset:
@@ -57,7 +59,7 @@ def _image_dataset(name: str, volume: Volume) -> ImageDataset:
     return dataset
 
 
-def _with_references(spec: ClassifierJob, volume: Volume) -> ClassifierJob:
+def _with_references(spec: ClassifierJob, dataset: ImageDataset, volume: Volume) -> ClassifierJob:
     changes = {}
     for field, option in (("weights_from", "--weights"), ("resume_from", "--resume")):
         if reference := getattr(spec, field):
@@ -65,6 +67,8 @@ def _with_references(spec: ClassifierJob, volume: Volume) -> ClassifierJob:
             if (card.arch, card.stem) != (spec.arch, spec.stem):
                 fitting = f"--arch {card.arch} --stem {card.stem}"
                 raise InvalidJob(f"{option}: {reference} is a {card.arch} with the {card.stem} stem; use {fitting}")
+            if field == "resume_from" and card.dataset_fingerprint != dataset.fingerprint:
+                raise InvalidJob(f"{option}: {reference} was trained on other data ({card.dataset}); use --weights")
             if field == "resume_from" and card.epoch >= spec.epochs:
                 raise InvalidJob(f"{option}: {reference} has {card.epoch} epochs already; give more --epochs")
     return spec.model_copy(update=changes)

@@ -161,12 +161,15 @@ def test_tensorboard_has_what_the_report_wanted(drawn: EventAccumulator) -> None
 def test_a_checkpoint_of_another_run_is_continued(volume: Volume) -> None:
     first = new_run(volume, "first", {**BASIS, "epochs": 2, "precision": "float32"})
     finish(first)
-    longer = {**BASIS, "epochs": 4, "precision": "float32", "resume_from": "run:first"}
+    # A rate at which nothing can get better than the first run's best.
+    longer = {**BASIS, "epochs": 4, "precision": "float32", "resume_from": "run:first", "learning_rate": 1e-9}
     second = new_run(volume, "second", longer)
     process = start(second, 1)
     told = list(events(process))
     assert next(event["step"] for event in told if event["type"] == "started") > 0
     assert [event["epoch"] for event in told if event["type"] == "epoch"][-1] == 4
+    assert told[-1]["outcome"] == "succeeded", told[-1]
+    assert list((second / "tensorboard").glob("events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The training loops: that they learn, and that a run which was interrupted ends in the same bytes."""
 
 import math
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from services.trainer.engine.classifier import ClassifierTraining
 from services.trainer.engine.evaluation import Predictions, result_of
 from services.trainer.engine.language_model import LanguageModelTraining
-from services.trainer.engine.reports import EpochDone, StepDone, Training
+from services.trainer.engine.reports import EpochDone, EvaluationStep, StepDone, Training
 from tandem.checkpoints.card import Preprocessing
 from tandem.checkpoints.tensors import from_bytes, to_bytes
 from tandem.data.splits import PackedSplit
@@ -124,6 +125,69 @@ def test_a_run_resumed_at_any_step_ends_in_the_same_bytes(name: str, stop_at: in
     assert everything(second) == everything(straight)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "everything on whole batches", "LSTM"])
+def test_a_run_resumed_within_an_evaluation_ends_in_the_same_bytes_and_says_the_same(name: str) -> None:
+    make = MAKERS[name]
+    straight = make()
+    epochs = run(straight)
+    first, second = make(), make()
+    next(report for report in first.fit() if isinstance(report, EvaluationStep))
+    load_weights(second.served_network, bare_state(first.served_network))
+    second.restore(first.snapshot())
+    assert [epoch.metrics for epoch in run(second)] == [epoch.metrics for epoch in epochs]
+    assert everything(second) == everything(straight)
+
+
+class Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+        )
+        self.head = torch.nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(images).flatten(1))
+        return logits
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: there is no g++")
+def test_a_compiled_run_resumes_exactly_and_keeps_its_names() -> None:
+    def compiled() -> ClassifierTraining:
+        values = {"dataset": "d", "model_name": "m", "arch": "resnet18", "precision": "float32", "compile": True}
+        spec = ClassifierJob.model_validate({**values, "epochs": 2, "batch_size": 16})
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        return ClassifierTraining(spec, Small(), colours(40), colours(12), PREPROCESSING, CPU)
+
+    straight = compiled()
+    run(straight)
+    first = compiled()
+    run(first, until=lambda step: step == 2)
+    weights, state = bare_state(first.network), first.snapshot()
+    second = compiled()
+    load_weights(second.network, weights)
+    second.restore(state)
+    run(second)
+    assert everything(second) == everything(straight)
+    assert "body.0.weight" in weights
+
+
+def test_without_its_average_a_run_goes_on_with_the_weights_that_were_trained() -> None:
+    averaged = classifier(ema_decay=0.9)
+    run(averaged, until=lambda step: step == 4)
+    plain = classifier()
+    load_weights(plain.served_network, bare_state(averaged.served_network))
+    plain.restore(averaged.snapshot())
+    assert to_bytes(bare_state(plain.network)) == to_bytes(bare_state(averaged.network))
+
+
+def test_evaluation_takes_no_more_memory_than_a_part_of_an_update() -> None:
+    assert classifier(accumulation=4).evaluator.batch_size == 8
+    with pytest.raises(OutOfMemory, match="no memory to evaluate 16 images; lower --batch-size or raise"):
+        run(greedy(11, batch_size=16, accumulation=2, refuses_evaluation=True))
+
+
 def test_a_classifier_learns_colours() -> None:
     metrics = run(classifier(epochs=15, learning_rate=0.02))[-1].metrics
     assert metrics["val_acc1"] == 100.0
@@ -208,22 +272,23 @@ def test_a_start_epoch_goes_on_in_the_schedule() -> None:
 class Greedy(torch.nn.Module):
     """A network that runs out of memory for more than `limit` images."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, refuses_evaluation: bool = False) -> None:
         super().__init__()
         self.limit = limit
+        self.refuses_evaluation = refuses_evaluation
         self.head = torch.nn.Conv2d(3, 3, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        if len(images) > self.limit and torch.is_grad_enabled():
+        if len(images) > self.limit and (self.refuses_evaluation or torch.is_grad_enabled()):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         logits: Tensor = self.head(images).mean((2, 3))
         return logits
 
 
-def greedy(limit: int, **changes: object) -> ClassifierTraining:
+def greedy(limit: int, refuses_evaluation: bool = False, **changes: object) -> ClassifierTraining:
     values = {"dataset": "d", "model_name": "m", "arch": "resnet18", "precision": "float32", **changes}
     spec = ClassifierJob.model_validate(values)
-    return ClassifierTraining(spec, Greedy(limit), colours(40), colours(12), PREPROCESSING, CPU)
+    return ClassifierTraining(spec, Greedy(limit, refuses_evaluation), colours(40), colours(12), PREPROCESSING, CPU)
 
 
 def test_out_of_memory_says_which_batch_fits() -> None:

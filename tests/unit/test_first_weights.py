@@ -1,7 +1,9 @@
 """Weights to begin with: files of others, other models, and everything about them that does not fit."""
 
+import contextlib
 import os
 import pickle
+import random
 import zipfile
 from pathlib import Path
 
@@ -93,8 +95,8 @@ def test_the_head_is_what_follows_the_number_of_classes(arch: str, head: set[str
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"drop": "layer1.0.conv1.weight"}, "has no tensor 'layer1.0.conv1.weight', which resnet18 needs"),
-        ({"add": "layer9.weight"}, "has a tensor 'layer9.weight' that resnet18 has not"),
+        ({"drop": "layer1.0.conv1.weight"}, "has no tensor 'layer1.0.conv1.weight', which resnet18 .* needs"),
+        ({"add": "layer9.weight"}, "has a tensor 'layer9.weight' that resnet18 .* has not"),
         ({"stem": "small"}, r"conv1.weight of w has the shape \(64, 3, 7, 7\), .* \(64, 3, 3, 3\): .*--stem"),
     ],
 )
@@ -160,6 +162,24 @@ def test_what_are_no_weights_is_refused_in_one_line(tmp_path: Path) -> None:
             read_weights(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_damaged_bytes_are_refused_whatever_they_say(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.pth", tmp_path / "bad.pth"
+    torch.save({"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)}, good)
+    with zipfile.ZipFile(good) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (script,) = (name for name in members if name.endswith("data.pkl"))
+    chance = random.Random(0)
+    for _ in range(300):
+        data = bytearray(members[script])
+        for _ in range(chance.randint(1, 3)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        with zipfile.ZipFile(bad, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, bytes(data) if name == script else content)
+        with contextlib.suppress(CheckpointCorrupt):
+            read_weights(bad)
 
 
 def test_storages_that_are_shared_offset_or_strided_come_out_right(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ class FakeTraining:
     def running_metrics(self) -> dict[str, float]:
         return {}
 
+    def forget_best(self) -> None:
+        pass
+
     def snapshot(self) -> dict[str, Tensor]:
         return {"position": torch.tensor([self.step])}
 
@@ -90,12 +93,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     else:
         path.write_bytes(data[: len(data) // 2] if damage in ("truncate", "manifest") else data)
     resumed = FakeTraining()
-    assert saver(tmp_path).resume(resumed)
+    card = saver(tmp_path).resume(resumed)
+    assert card is not None
+    assert card.step == 1
     assert (resumed.step, resumed.weight()) == (1, 1.0)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None:
-    assert not saver(tmp_path).resume(FakeTraining())
+    assert saver(tmp_path).resume(FakeTraining()) is None
     with pytest.raises(CheckpointCorrupt, match="no best checkpoint"):
         load_best(tmp_path, FakeTraining().network)
 

@@ -1,18 +1,16 @@
 """Training a classifier: SGD over augmented batches, and evaluation over the val split."""
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from services.trainer.engine.batches import StepRows, make_batches, steps_per_epoch
 from services.trainer.engine.ema import MovingAverage
-from services.trainer.engine.evaluation import Evaluator, Predictions
+from services.trainer.engine.evaluation import Evaluator, relayed
 from services.trainer.engine.memory import is_out_of_memory, largest_that_fits
 from services.trainer.engine.mixing import make_mix
 from services.trainer.engine.optimizer_state import decayed_groups, load_optimizer_tensors, optimizer_tensors
@@ -21,6 +19,7 @@ from services.trainer.engine.ranks import ALONE, Ranks
 from services.trainer.engine.reports import EpochDone, EvaluationStep, Report, StepDone, check_finite
 from services.trainer.engine.schedule import image_size_at, learning_rate_at
 from services.trainer.engine.tally import tally, tally_metrics
+from services.trainer.engine.wrapping import wrapped
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.randomness import derive_seed, generator
 from tandem.data.splits import ImageSplit
@@ -62,12 +61,11 @@ class ClassifierTraining:
         self.val = val
         self._train, self._preprocessing = train, preprocessing
         self._average = MovingAverage(self.network, spec.ema_decay) if spec.ema_decay else None
-        self._forward = _wrapped(self.network, spec, ranks)
         smallest = min(preprocessing.image_size, spec.start_size or preprocessing.image_size)
+        self._forward = wrapped(self.network, spec, smallest, ranks)
         self._precision = training_precision(spec, self.network, device, smallest)
-        self.evaluator = Evaluator(
-            preprocessing, device, self._precision, _EVAL_BATCH_FACTOR * spec.batch_size // ranks.size, ranks
-        )
+        eval_batch_size = max(_EVAL_BATCH_FACTOR * spec.batch_size // (ranks.size * spec.accumulation), 1)
+        self.evaluator = Evaluator(preprocessing, device, self._precision, eval_batch_size, ranks)
         self.optimizer = torch.optim.SGD(
             decayed_groups(self.network, spec.weight_decay, spec.decay_all),
             lr=spec.learning_rate,
@@ -79,6 +77,7 @@ class ClassifierTraining:
         self.batches = make_batches(spec, train, preprocessing, device, ranks)
         self._mix = make_mix(spec, network, preprocessing)
         self._best_acc1 = -1.0
+        self._is_evaluating = False
         self._sums = torch.zeros(4, device=device, dtype=torch.float64)
 
     @property
@@ -106,7 +105,10 @@ class ClassifierTraining:
         metrics = tally_metrics(self.ranks.sum(self._sums), self._rate())
         check_finite(metrics["train_loss"], epoch + 1, self.step)
         self.ranks.copy_from_first(self.served_network)
-        predictions = yield from self._evaluate(self.served_network)
+        self._is_evaluating = True
+        evaluation = self.evaluator.predict(self.served_network, self.val)
+        predictions = yield from relayed(evaluation, lambda: EvaluationStep(epoch + 1, self.step))
+        self._is_evaluating = False
         metrics.update(predictions.metrics())
         check_finite(metrics["val_loss"], epoch + 1, self.step)
         improved = metrics["val_acc1"] > self._best_acc1
@@ -178,22 +180,12 @@ class ClassifierTraining:
         with torch.no_grad():
             self._sums += tally(loss, logits, targets)
 
-    def _evaluate(self, network: nn.Module) -> Generator[EvaluationStep, None, Predictions]:
-        running = self.evaluator.predict(network, self.val)
-        while True:
-            try:
-                next(running)
-            except StopIteration as end:
-                predictions: Predictions = end.value
-                return predictions
-            yield EvaluationStep(self.finished_epochs + 1, self.step)
-
     def running_metrics(self) -> dict[str, float]:
         """Return train_loss, train_acc1, train_acc5 (percent) of this process's epoch so far, and the learning rate."""
         return tally_metrics(self._sums, self._rate())
 
     def _rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+        return learning_rate_at(self.spec, max(self.step - 1, 0), self.steps_per_epoch)
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -201,6 +193,9 @@ class ClassifierTraining:
 
     def _advice(self, reason: str) -> str:
         """Say which batch would have fitted."""
+        if self._is_evaluating:
+            there = self.evaluator.batch_size
+            return f"{self.device} has no memory to evaluate {there} images; lower --batch-size or raise --accumulation"
         parts = self.spec.accumulation * self.ranks.size
         there = math.ceil(self.spec.batch_size / parts)
         size = image_size_at(self.spec, self.finished_epochs, self._preprocessing.image_size)
@@ -223,6 +218,10 @@ class ClassifierTraining:
             logits = self.network(images)
         logits.float().sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def forget_best(self) -> None:
+        """Let the next epoch be the best so far: what was better belongs to another run."""
+        self._best_acc1 = -1.0
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return the optimizer's state, the position, the sums of the epoch so far, and the best accuracy.
@@ -248,21 +247,13 @@ class ClassifierTraining:
                 f"the checkpoint's epochs have {there} steps, this run's {self.steps_per_epoch}: continue with the "
                 "same --batch-size and data, or begin from its weights alone (--weights)"
             )
-        if self._average:
-            raw = {name.removeprefix(_RAW): value for name, value in tensors.items() if name.startswith(_RAW)}
-            if not raw:
-                raise TrainingFailed(
-                    "the checkpoint has no moving average to continue; use --weights, or --ema-decay 0"
-                )
+        raw = {name.removeprefix(_RAW): value for name, value in tensors.items() if name.startswith(_RAW)}
+        if raw:
             load_weights(self.network, raw)
+        elif self._average:
+            raise TrainingFailed("the checkpoint has no moving average; use --weights, or --ema-decay 0")
         load_optimizer_tensors(self.optimizer, self.network, tensors)
         self.step, self.finished_epochs = (int(value) for value in tensors["position"])
         # The sums are of all processes: the first goes on with them, the others begin at zero.
         self._sums = tensors["sums"].clone().to(self.device) * (1.0 if self.ranks.is_first else 0.0)
         self._best_acc1 = float(tensors["best"][0])
-
-
-def _wrapped(network: nn.Module, spec: ClassifierJob, ranks: Ranks) -> Any:
-    """Return what is called in a step: the network itself, compiled, or with its gradients averaged over processes."""
-    forward: Any = DistributedDataParallel(network) if ranks.size > 1 else network
-    return torch.compile(forward) if spec.compile else forward

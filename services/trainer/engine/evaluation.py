@@ -1,8 +1,9 @@
 """Evaluation of a classifier over a split: every image once, whatever the batch size and the number of processes."""
 
-from collections.abc import Generator
+import math
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from tandem.data.images import normalise
 from tandem.data.splits import ImageSplit
 
 TOP_K = 5
+
+Report = TypeVar("Report")
 
 
 class Predictions(NamedTuple):
@@ -60,11 +63,12 @@ class Evaluator:
         network.eval()
         mine = self.ranks.share(torch.arange(len(split.labels)))
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        done = 0
-        for rows in torch.split(mine, self.batch_size):
-            parts.append(self._predict_batch(network, split, rows, top_k, mirror))
-            done += len(rows)
-            yield done
+        # As many times for each process, though the share of some has an image less: they may vote in between.
+        for first in range(0, math.ceil(len(split.labels) / self.ranks.size), self.batch_size):
+            rows = mine[first : first + self.batch_size]
+            if len(rows):
+                parts.append(self._predict_batch(network, split, rows, top_k, mirror))
+            yield first + len(rows)
         losses, classes, probabilities = (self._whole(column, len(split.labels)) for column in zip(*parts, strict=True))
         return Predictions(split.labels, losses, classes, probabilities)
 
@@ -97,6 +101,19 @@ class Evaluator:
 
     def _whole(self, column: tuple[Tensor, ...], total: int) -> Tensor:
         return self.ranks.interleave(torch.cat(column).cpu(), total)
+
+
+def relayed(
+    running: Generator[int, None, Predictions], report: Callable[[], Report]
+) -> Generator[Report, None, Predictions]:
+    """Run an evaluation, yielding a report after each of its batches; return its predictions."""
+    while True:
+        try:
+            next(running)
+        except StopIteration as end:
+            predictions: Predictions = end.value
+            return predictions
+        yield report()
 
 
 def result_of(running: Generator[int, None, Predictions]) -> Predictions:

@@ -128,6 +128,10 @@ class LanguageModelTraining:
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, resolve_precision(self.spec.precision, self.device))
 
+    def forget_best(self) -> None:
+        """Let the next epoch be the best so far: what was better belongs to another run."""
+        self._best_loss = math.inf
+
     def snapshot(self) -> dict[str, Tensor]:
         """Return the optimizer's state, the position, the carried state, the rate, and the best loss."""
         carried = {f"state/{number}": part.cpu() for number, part in enumerate(self._state or ())}

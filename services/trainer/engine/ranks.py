@@ -35,6 +35,10 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        self.any(False)
+
     def any(self, *flags: bool) -> list[bool]:
         """Return, for each flag, whether it is set in any process; each must call this."""
         if self.size == 1:

@@ -61,6 +61,10 @@ class Training(Protocol):
         """Return the metrics of the epoch so far; costs a device synchronisation."""
         ...
 
+    def forget_best(self) -> None:
+        """Let the next epoch be the best so far."""
+        ...
+
     def snapshot(self) -> dict[str, Tensor]:
         """Return everything besides the weights that an exact continuation needs."""
         ...

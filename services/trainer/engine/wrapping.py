@@ -1,0 +1,43 @@
+"""What is put around a network for a training step: the exchange of gradients, and the compiler."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from services.trainer.engine.ranks import Ranks
+from tandem.jobs.spec import ClassifierJob
+
+
+def wrapped(network: nn.Module, spec: ClassifierJob, image_size: int, ranks: Ranks) -> Any:
+    """Return what is called in a step: the network itself, compiled, or with its gradients averaged over processes.
+
+    `image_size` is a side that the network can take.
+    """
+    forward: Any = network
+    if ranks.size > 1:
+        forward = DistributedDataParallel(network)
+        _settle_buckets(forward, image_size)
+    if spec.compile:
+        # Shapes are compiled one by one: a kernel for any size would depend on which sizes came first, and a run that
+        # was resumed meets them in another order.
+        torch._dynamo.config.recompile_limit = 64
+        forward = torch.compile(forward, dynamic=False)
+    return forward
+
+
+def _settle_buckets(forward: DistributedDataParallel, image_size: int) -> None:
+    """Pass one batch through and back, and leave no trace of it but the order of the gradients.
+
+    After its first step DistributedDataParallel arranges them anew, in the order in which they come, and with it the
+    order in which the processes' gradients are added up. A resumed run would be a step behind in that.
+    """
+    before = {name: buffer.clone() for name, buffer in forward.module.named_buffers()}
+    images = torch.zeros(2, 3, image_size, image_size, device=next(forward.parameters()).device)
+    # The second pass begins with the new arrangement.
+    for _ in range(2):
+        forward(images).sum().backward()
+        forward.zero_grad(set_to_none=True)
+    for name, buffer in forward.module.named_buffers():
+        buffer.copy_(before[name])
