@@ -48,6 +48,9 @@ def classifier_job(
         # By the dataset, not by how it is read: --data-path must not change the recipe.
         spec = spec.model_copy(update={"crop": "shift" if dataset.packed else "resized"})
     network = _network(spec, dataset, preprocessing, volume, run_id)
+    size = preprocessing.image_size
+    # Before training: it may compute some layers in a way of its own.
+    table = layers.to_json(layer_table(network, torch.zeros(1, 3, size, size)))
     train, val = _open_splits(spec, dataset, volume, preprocessing, device)
     training = ClassifierTraining(spec, network, train, val, preprocessing, device, ranks)
 
@@ -63,12 +66,11 @@ def classifier_job(
             preprocessing=preprocessing,
         )
 
-    size = preprocessing.image_size
     example = torch.zeros(1, 3, size, size, device=device)
     return Job(
         training,
         make_card,
-        {NETWORK_FILE: layers.to_json(layer_table(network, example))},
+        {NETWORK_FILE: table},
         "images",
         lambda curves: _finish(spec, dataset, training, curves),
         example,

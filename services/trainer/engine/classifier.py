@@ -18,6 +18,7 @@ from services.trainer.engine.precision import autocast, training_precision
 from services.trainer.engine.ranks import ALONE, Ranks
 from services.trainer.engine.reports import EpochDone, EvaluationStep, Report, StepDone, check_finite
 from services.trainer.engine.schedule import image_size_at, learning_rate_at
+from services.trainer.engine.small_maps import with_small_maps
 from services.trainer.engine.tally import tally, tally_metrics
 from services.trainer.engine.wrapping import wrapped
 from tandem.checkpoints.card import Preprocessing
@@ -54,16 +55,18 @@ class ClassifierTraining:
     ) -> None:
         self.spec, self.device, self.ranks = spec, device, ranks
         self.steps_per_epoch = steps_per_epoch(spec, len(train.labels), len(val.labels))
-        self.network = network.to(device).to(memory_format=torch.channels_last)
+        smallest = min(preprocessing.image_size, spec.start_size or preprocessing.image_size)
+        self._precision = training_precision(spec, network.to(device), device, smallest)
+        if device.type == "cpu" and self._precision == "bfloat16":
+            with_small_maps(network)
+        self.network = network.to(memory_format=torch.channels_last)
         self.timer: Callable[[str], AbstractContextManager[object]] = lambda _: nullcontext()
         self.step = spec.start_epoch * self.steps_per_epoch
         self.finished_epochs = spec.start_epoch
         self.val = val
         self._train, self._preprocessing = train, preprocessing
         self._average = MovingAverage(self.network, spec.ema_decay) if spec.ema_decay else None
-        smallest = min(preprocessing.image_size, spec.start_size or preprocessing.image_size)
         self._forward = wrapped(self.network, spec, smallest, ranks)
-        self._precision = training_precision(spec, self.network, device, smallest)
         eval_batch_size = max(_EVAL_BATCH_FACTOR * spec.batch_size // (ranks.size * spec.accumulation), 1)
         self.evaluator = Evaluator(preprocessing, device, self._precision, eval_batch_size, ranks)
         self.optimizer = torch.optim.SGD(
