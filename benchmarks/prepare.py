@@ -1,4 +1,4 @@
-"""Claim: packing images runs at 0.9 times the decoder's own speed over all cores.
+"""Target: packing images runs at 0.9 times the decoder's own speed over all cores. RESULTS.md says what is reached.
 
 The decoder's own speed: PIL decodes JPEG bytes that lie in memory to uint8 arrays, in a process for each core. Packing:
 as many processes read the same images from a tree in the page cache, decode them and write their rows of the packed
