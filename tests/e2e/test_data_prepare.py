@@ -210,7 +210,7 @@ def processes_of(group: int) -> list[int]:
 
 @pytest.fixture
 def many_pictures(tmp_path: Path) -> Path:
-    return class_folders(tmp_path / "many", 4000)
+    return class_folders(tmp_path / "many", 6000)
 
 
 @pytest.mark.parametrize("blow", ["kill", "interrupt"])
@@ -240,7 +240,7 @@ def test_a_preparation_that_is_stopped_goes_on(shell: Shell, many_pictures: Path
     before = {path.name: path.stat().st_mtime_ns for path in staging.glob("train/cats/*")}
 
     document = shell.prepared(*command[1:])
-    assert document["num_images"] == {"train": 10800, "val": 1200}
+    assert document["num_images"] == {"train": 16200, "val": 1800}
     assert shell.left() == ["pets"]
     after = {path.name: path.stat().st_mtime_ns for path in (shell.datasets / "pets/train/cats").iterdir()}
     # What the notes vouch for was not written again.
