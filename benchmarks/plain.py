@@ -77,5 +77,5 @@ class PlainTraining:
 
 def _accuracy(logits: Tensor, labels: Tensor) -> list[float]:
     """Return the accuracies at ranks 1 and 5 in percent, as the reference's meters want them."""
-    ranked = logits.topk(5, 1).indices == labels[:, None]
+    ranked = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]
     return [100 * float(ranked[:, :k].sum()) / len(labels) for k in (1, 5)]

@@ -18,6 +18,8 @@ from tandem.volume import Volume
 
 def assemble(spec: TrainingSpec, volume: Volume, run_id: str, ranks: Ranks = ALONE) -> Job:
     """Return the job of `spec`; raise TandemError where data, network and device don't fit together."""
+    if ranks.size > 1 and not (isinstance(spec, ClassifierJob) and spec.num_devices == ranks.size):
+        raise InvalidJob(f"torchrun started {ranks.size} processes; the job's num_devices says otherwise")
     device = _device(spec, ranks)
     _set_threads(spec.num_threads, ranks)
     _set_determinism(isinstance(spec, ClassifierJob) and spec.deterministic)

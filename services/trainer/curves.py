@@ -24,9 +24,9 @@ class Curves:
         # Imported here: it takes a second, and only the training process needs it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self.is_new = not list((run / "tensorboard").glob("events.out.tfevents.*"))
-        # Points beyond the checkpoint that is resumed from are drawn anew.
-        purge = first_step + 1 if first_step else None
+        has_points = any((run / "tensorboard").glob("events.out.tfevents.*"))
+        # Points beyond the checkpoint that is resumed from, or of an attempt that left none, are drawn anew.
+        purge = first_step + 1 if has_points else None
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=purge, flush_secs=10)
 
     def graph(self, network: nn.Module, example: Tensor) -> None:

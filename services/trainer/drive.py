@@ -34,7 +34,7 @@ def drive(
     spent_s = card.metrics.get("total_time_s", 0.0) if card is not None and card.run_id == run.name else 0.0
     driver = _Driver(job, spec, saver, events, curves, stop, spent_s)
     try:
-        if curves and curves.is_new:
+        if curves and (card is None or card.run_id != run.name):
             curves.graph(job.training.network, job.example)
         events.emit("started", attempt=attempt, step=job.training.step)
         if not driver.fit():
@@ -135,7 +135,8 @@ class _Driver:
         checkpoint = load_best(run, self._job.training.served_network)
         card = json.loads((checkpoint / "model.json").read_bytes())
         final = self._job.finish(self._curves)
-        metrics = {**card["metrics"], **final}
+        # Of the best epoch, but for the time: that is of them all.
+        metrics = {**card["metrics"], **final, "total_time_s": time.monotonic() - self._began}
         self._draw(final, self._spec.epochs)
         if self._curves:
             self._curves.hyper_parameters(self._spec, metrics)

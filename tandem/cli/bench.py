@@ -194,9 +194,7 @@ def _print_report(report: dict[str, Any]) -> None:
         *(f", {name}" for name in machine["gpus"]),
         sep="",
     )
-    result = table(
-        "device", "precision", "seconds", "epochs", "images", "images/s", "bare step's", "ratio", "n", *_PARTS
-    )
+    result = table(*_COLUMNS, *_PARTS)
     for row in rows:
         result.add_row(*_cells(row))
     echo()

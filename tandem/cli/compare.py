@@ -24,7 +24,7 @@ _SHOWN = 40
 @click.argument("reference_b", metavar="REF_B")
 @click.argument("images", metavar="[IMAGE...]", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--data", "dataset", metavar="D", help="Compare on a dataset of the server's volume instead.")
-@click.option("--split", default="val", show_default=True, help="The split of --data.")
+@click.option("--split", help="The split of --data.  [default: val]")
 @click.option("--limit", type=click.IntRange(1), help="So many images, spread evenly over the split.")
 @click.option("--top-k", type=click.IntRange(1), default=5, show_default=True, help="Classes for each image.")
 @click.option("--labels-from-folders", is_flag=True, help="An IMAGE's folder names its true class.")
@@ -34,7 +34,7 @@ def compare(
     reference_b: str,
     images: tuple[Path, ...],
     dataset: str | None,
-    split: str,
+    split: str | None,
     limit: int | None,
     top_k: int,
     labels_from_folders: bool,
@@ -51,17 +51,17 @@ def compare(
     """
     files = None if images or dataset else _predictions_files(reference_a, reference_b)
     if files:
-        if limit or labels_from_folders:
-            raise click.UsageError("--limit and --labels-from-folders don't go with predictions files")
+        if limit or labels_from_folders or split:
+            raise click.UsageError("--limit, --split and --labels-from-folders don't go with predictions files")
         _show(_from_files(*files, top_k), as_json)
         return
-    _check_usage(images, dataset, limit, labels_from_folders)
+    _check_usage(images, dataset, bool(limit or split), labels_from_folders)
     sources = read_images(images, lambda path: path.absolute().parent.name if labels_from_folders else "")
     with open_client() as client:
         if dataset is None:
             answer = client.compare(reference_a, reference_b, sources, top_k)
         else:
-            answer = _on_dataset(client, (reference_a, reference_b), dataset, split, top_k, limit or 0)
+            answer = _on_dataset(client, (reference_a, reference_b), dataset, split or "val", top_k, limit or 0)
     _show(answer, as_json)
     # Of a dataset, images that can't be read are counted and listed; those named by hand must be right.
     if dataset is None and answer.failures:
@@ -116,13 +116,13 @@ def _from_files(path_a: Path, path_b: Path, top_k: int) -> "Comparison":
     return compare_predictions(path_a, path_b, top_k)
 
 
-def _check_usage(images: Sequence[Path], dataset: str | None, limit: int | None, labels_from_folders: bool) -> None:
+def _check_usage(images: Sequence[Path], dataset: str | None, has_part: bool, labels_from_folders: bool) -> None:
     if bool(images) == bool(dataset):
         raise click.UsageError("give either IMAGEs or --data, one of the two; or two predictions files as REFs")
     if dataset and labels_from_folders:
         raise click.UsageError("--labels-from-folders goes with IMAGEs; a dataset knows its labels")
-    if images and limit:
-        raise click.UsageError("--limit goes with --data")
+    if images and has_part:
+        raise click.UsageError("--limit and --split go with --data")
 
 
 def _on_dataset(

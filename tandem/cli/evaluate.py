@@ -40,8 +40,8 @@ def evaluate(output: Path | None, no_follow: bool, as_json: bool, **values: Any)
 
     It is a run of the trainer, as training is; Ctrl-C leaves it going. Says accuracy@1 and @5 in percent, the mean
     loss in nats, and the expected calibration error, and writes a predictions file, which 'tandem compare' reads.
-    --json prints {run_id, predictions, model, dataset, split, num_images, acc1, acc5, loss, ece, flip, per_class,
-    reliability}.
+    --json prints {run_id, predictions, model, dataset, split, precision, num_images, acc1, acc5, loss, ece, flip,
+    per_class, reliability}.
     """
     _check_output(output, no_follow)
     try:

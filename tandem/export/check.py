@@ -55,7 +55,7 @@ def check(network: Predict, exported: Predict, images: Tensor, batch_size: int) 
             f"the exported file is not the network: logits differ by up to {largest:.2g}, "
             f"{relative:.1e} of their scale (allowed: {TOLERANCE:.0e}); nothing was written"
         )
-    ties = max(_count_ties(each, scale) for each in passes)
+    ties = max(_count_ties(each, scale, len(images)) for each in passes)
     return Agreement(len(images), tuple(each.batch_size for each in passes), largest, relative, ties)
 
 
@@ -80,11 +80,12 @@ def _batches(images: Tensor, batch_size: int) -> Iterator[Tensor]:
         yield images[rows[first : first + batch_size]]
 
 
-def _count_ties(each: _Pass, scale: float) -> int:
+def _count_ties(each: _Pass, scale: float, num_images: int) -> int:
     """Return how many images have a tie for their best class; raise ExportFailed where another one's best differs."""
     best = each.expected.topk(min(2, each.expected.shape[1]), dim=1).values
-    is_tie = best[:, 0] - best[:, -1] <= _TIE * scale
-    differs = (each.expected.argmax(1) != each.got.argmax(1)) & ~is_tie
+    # Rows beyond are images once more, to fill a batch.
+    is_tie = (best[:, 0] - best[:, -1] <= _TIE * scale)[:num_images]
+    differs = (each.expected.argmax(1) != each.got.argmax(1))[:num_images] & ~is_tie
     if bool(differs.any()):
         raise ExportFailed(
             f"the exported file is not the network: {int(differs.sum())} of {len(differs)} images get another best "

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tandem.errors import BrokerUnavailable, RunNotFound
+from tandem.errors import BrokerUnavailable, InvalidJob, RunNotFound
 from tandem.jobs import record as machine
 from tandem.jobs.checks import check_job
 from tandem.jobs.record import JobRecord
@@ -65,8 +65,12 @@ def _with_weights_file(spec: JobSpec, run: Path) -> JobSpec:
         return spec
     source = Path(spec.weights_file)
     copy = Path("weights") / source.name
+    try:
+        weights = source.read_bytes()
+    except OSError as error:
+        raise InvalidJob(f"--weights: {source} can't be read: {error.strerror}") from error
     (run / copy).parent.mkdir()
-    replace_file(run / copy, source.read_bytes())
+    replace_file(run / copy, weights)
     return spec.model_copy(update={"weights_file": str(copy)})
 
 

@@ -270,5 +270,7 @@ def _explained(error: ValidationError) -> InvalidJob:
     field = ".".join(str(part) for part in first["loc"][1:])
     reason = first["msg"].removeprefix("Value error, ")
     option = f"--{_OPTIONS.get(field, field).replace('_', '-')}: " if field else ""
+    if (first["loc"] or ("",))[0] == "evaluate_classifier" and field == "model":
+        option = "REF: "
     given = f" (got {first['input']!r})" if field and first["type"] != "value_error" else ""
     return InvalidJob(f"{option}{reason}{given}", field=field)

@@ -125,7 +125,7 @@ def test_wrong_requests_get_one_line_and_the_right_code(trained: Shell) -> None:
     assert "did you mean resnet18" in trained.error(*classifier, "resnet81", code=2)
     assert "--epochs" in trained.error(*classifier, "resnet18", "--epochs", "0", code=2)
     assert "--name: the name 'a b'" in trained.error(*classifier, "resnet18", "--name", "a b", code=2)
-    assert "'lm' is a language model" in trained.error(*classifier, "resnet18", "--name", "lm")
+    assert "'lm' is a language model" in trained.error(*classifier, "resnet18", "--batch-size", "16", "--name", "lm")
     assert "no run" in trained.error("runs", "show", "20200101-000000-abcdef")
     trained.error("train", "classifier", "--epochs", "many", "--arch", "resnet18", "--data", "shapes", code=2)
     assert "did you mean 'generate'" in trained.error("genrate", code=2)

@@ -76,13 +76,21 @@ def finish(training: Training, until: Callable[[int], bool] = lambda _: False) -
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_classifier_learns_and_goes_on_from_a_snapshot(precision: str) -> None:
-    assert finish(classifier(precision))["val_acc1"] > 95
+    # As `services.trainer.assembly` sets it for every run.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    straight = classifier(precision)
+    assert finish(straight)["val_acc1"] > 95
     first = classifier(precision)
     finish(first, until=lambda step: step == 5)
     second = classifier(precision)
     load_weights(second.network, bare_state(first.network))
     second.restore(first.snapshot())
     assert finish(second)["val_acc1"] > 95
+    for mine, theirs in (
+        (bare_state(second.network), bare_state(straight.network)),
+        (second.snapshot(), straight.snapshot()),
+    ):
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("model", ["LSTM", "Transformer"])

@@ -32,7 +32,8 @@ from tandem.models.structure import layer_table
 from tandem.models.weights import bare_state
 from tandem.volume import Volume
 
-FAMILIES = ("resnet18", "mobilenet_v3_small", "efficientnet_b0", "vit_b_16", "convnext_tiny", "densenet121")
+# Of those measured in docs/decisions/0007-export.md; ResNet-18 and SqueezeNet are exported by other tests.
+FAMILIES = ("mobilenet_v3_small", "vit_b_16", "convnext_tiny")
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_killed_at_random_steps_a_run_ends_in_the_same_bytes(volume: Volume) -> 
     killed = new_run(volume, "killed", STATEFUL)
     chance = random.Random(time.time_ns())
     steps = []
-    attempts = 4
+    attempts = 3
     for attempt in range(1, attempts + 1):
         process = start(killed, attempt)
         for event in events(process):

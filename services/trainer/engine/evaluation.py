@@ -34,7 +34,7 @@ class Predictions(NamedTuple):
 
     def metrics(self, prefix: str = "val_") -> dict[str, float]:
         """Return loss (mean, in nats), acc1 and acc5 (percent), each with `prefix` before its name."""
-        right = (self.top_classes == self.labels[:, None])[:, :5]
+        right = (self.top_classes == self.labels[:, None])[:, :TOP_K]
         return {
             f"{prefix}loss": float(self.losses.double().mean()),
             f"{prefix}acc1": 100 * float(right[:, 0].double().mean()),
@@ -81,9 +81,7 @@ class Evaluator:
         log_probabilities = self._log_probabilities(network, images)
         if mirror:
             mirrored = self._log_probabilities(network, images.flip(-1))
-            log_probabilities = torch.stack((log_probabilities, mirrored)).logsumexp(0) - torch.log(
-                torch.tensor(2.0, device=self.device)
-            )
+            log_probabilities = torch.logaddexp(log_probabilities, mirrored) - math.log(2)
         labels = split.labels[rows].to(self.device, non_blocking=True)
         best = log_probabilities.topk(min(top_k, log_probabilities.shape[1]), dim=1)
         losses = F.nll_loss(log_probabilities, labels, reduction="none")
