@@ -13,8 +13,8 @@ demo: $(READY)  ## Train, serve, classify, compare and generate; IMAGES=folder T
 	@TANDEM_HOME="$(CURDIR)/.demo" $(BIN)/tandem demo \
 		$(if $(IMAGES),--images "$(IMAGES)") $(if $(TEXT),--text "$(TEXT)") $(if $(RETRAIN),--retrain)
 
-test: $(READY)  ## Run all tests.
-	$(BIN)/pytest
+test: $(READY)  ## Run all tests, as many at once as there are cores.
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-unit: $(READY)  ## Run the tests that need no socket; seconds.
 	$(BIN)/pytest tests/unit

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
 from tandem.errors import DeadlineExceeded
 from tandem.wire import convert
 from tandem.wire.limits import CHANNEL_OPTIONS
@@ -34,18 +35,12 @@ from tandem.wire.requests import (
 )
 from tandem.wire.results import (
     Classification,
-    Comparison,
     ComparisonProgress,
-    ComparisonSummary,
     GenerationSummary,
     ImageResult,
     ModelDetails,
     ModelInfo,
-    ModelVersion,
-    PairResult,
-    ScoredClass,
     TextPiece,
-    Timings,
 )
 from tandem.wire.status import from_rpc_error
 from tandem.wire.v1 import inference_pb2 as pb

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from services.inference.engine import Engine
 from services.inference.loading import as_classifier, version_of
+from tandem.comparison.results import ScoredClass, Timings
 from tandem.data.manifest import ClassName
 from tandem.errors import InvalidRequest
 from tandem.wire.limits import DEFAULT_TOP_K, MAX_ANSWERS, MAX_IMAGES
-from tandem.wire.results import Classification, ImageResult, ScoredClass, Timings
+from tandem.wire.results import Classification, ImageResult
 
 # Scored classes that take no longer (about 2 ms) than others can wait.
 _QUICK = 1000

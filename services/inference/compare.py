@@ -16,10 +16,11 @@ from services.inference.engine import Engine
 from services.inference.loading import ServedClassifier, as_classifier, version_of
 from services.inference.scheduler import MAX_BATCH
 from tandem.comparison.paired import PairedTable, tabulate
+from tandem.comparison.results import Comparison, ComparisonSummary, PairResult, ScoredClass, Timings
 from tandem.data.manifest import ImageDataset, read_dataset, read_index, spread
 from tandem.errors import DatasetNotFound, InvalidRequest
 from tandem.names import check_name
-from tandem.wire.results import Comparison, ComparisonProgress, ComparisonSummary, PairResult, ScoredClass, Timings
+from tandem.wire.results import ComparisonProgress
 
 PROGRESS_IMAGES = 256
 PROGRESS_INTERVAL_S = 1.0

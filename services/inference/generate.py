@@ -14,12 +14,13 @@ from torch import Tensor
 
 from services.inference.engine import Engine
 from services.inference.loading import ServedLanguageModel, as_language_model, version_of
+from tandem.comparison.results import Timings
 from tandem.data.detokenize import Detokenizer
 from tandem.errors import InvalidPrompt, InvalidRequest
 from tandem.models.language_models import ModelState
 from tandem.models.sampling import Sampling, draw
 from tandem.wire.limits import DEFAULT_WORDS, MAX_PROMPT_BYTES, MAX_PROMPT_WORDS, MAX_WORDS
-from tandem.wire.results import GenerationSummary, TextPiece, Timings
+from tandem.wire.results import GenerationSummary, TextPiece
 
 # A piece of the prompt computes the logits of all its tokens: 256 × 33,278 words are 34 MB.
 PREFILL_TOKENS = 256

@@ -10,10 +10,10 @@ from services.inference.runtimes.interface import ClassifierRuntime, LanguageRun
 from tandem.checkpoints.card import ClassifierCard, LanguageModelCard
 from tandem.checkpoints.registry import Located
 from tandem.checkpoints.tensors import load_checkpoint
+from tandem.comparison.results import ModelVersion
 from tandem.data.vocabulary import Vocabulary
 from tandem.errors import CheckpointCorrupt, InvalidRequest
 from tandem.models.language_models import LanguageModel
-from tandem.wire.results import ModelVersion
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from services.trainer.engine.memory import is_out_of_memory
 from services.trainer.engine.ranks import ALONE, Ranks
-from services.trainer.parent import die_with_parent
 from services.trainer.speed import Row, measure
 from tandem.data.manifest import MANIFEST_FILE, ClassName, ImageDataset
 from tandem.errors import InvalidRequest, OutOfMemory, TandemError, TrainingFailed
 from tandem.jobs.spec import ClassifierJob, make_spec
 from tandem.models.devices import resolve_device
+from tandem.processes import die_with_parent
 from tandem.volume import Volume, to_json
 
 # Of made-up images, as Tiny-ImageNet's.

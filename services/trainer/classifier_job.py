@@ -8,7 +8,7 @@ from torch import nn
 
 from services.trainer.curves import Curves
 from services.trainer.engine.classifier import ClassifierTraining
-from services.trainer.engine.evaluation import Predictions, result_of
+from services.trainer.engine.evaluation import Predictions
 from services.trainer.engine.ranks import Ranks
 from services.trainer.first_weights import load_first_weights
 from services.trainer.job import Job, origin
@@ -124,8 +124,8 @@ def _finish(
     """Draw what the best network gets wrong; return what flip evaluation makes of it, where that was asked for."""
     network = training.served_network
     if spec.flip_evaluation:
-        mirrored = result_of(training.evaluator.predict(network, training.val, mirror=True))
-    predictions = result_of(training.evaluator.predict(network, training.val))
+        mirrored = training.evaluator.predict(network, training.val, mirror=True).predictions
+    predictions = training.evaluator.predict(network, training.val).predictions
     if curves:
         _draw(curves, spec.epochs, dataset, training.val, predictions)
     return mirrored.metrics("val_flip_") if spec.flip_evaluation else {}

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from services.trainer.engine.ranks import ALONE, Ranks
-from services.trainer.parent import die_with_parent
+from tandem.processes import die_with_parent
 
 
 def join_ranks(wants_gpu: bool) -> Ranks:

@@ -25,7 +25,7 @@ from tandem.checkpoints.card import ClassifierCard
 from tandem.checkpoints.registry import Registry
 from tandem.checkpoints.tensors import load_checkpoint
 from tandem.comparison.calibration import expected_calibration_error, reliability_table
-from tandem.comparison.classification import Floats, Indices, accuracy_at, class_accuracy, confusion_matrix, mean_loss
+from tandem.comparison.classification import Floats, class_accuracy, confusion_matrix
 from tandem.comparison.predictions import (
     EVALUATION_FILE,
     PREDICTIONS_FILE,
@@ -34,9 +34,10 @@ from tandem.comparison.predictions import (
     ScoredId,
     write_predictions,
 )
-from tandem.data.manifest import ImageDataset, read_dataset
+from tandem.data.manifest import ImageDataset
 from tandem.data.splits import ImageSplit, open_split
-from tandem.errors import DatasetNotFound, InvalidJob, NonFiniteLoss
+from tandem.errors import InvalidJob, NonFiniteLoss
+from tandem.jobs.checks import image_split
 from tandem.jobs.spec import EvaluationJob
 from tandem.models.devices import resolve_device, resolve_precision
 from tandem.volume import Volume, replace_json, volume_errors
@@ -86,7 +87,7 @@ def _open_subject(spec: EvaluationJob, volume: Volume) -> _Subject:
     card = checkpoint.card
     if not isinstance(card, ClassifierCard):
         raise InvalidJob(f"{located.label} is a language model; only classifiers are evaluated on images")
-    dataset = _read_images(spec, volume)
+    dataset = image_split(spec.dataset, spec.split, volume)
     split = open_split(volume.dataset(spec.dataset), dataset, spec.split, card.preprocessing, spec.limit_images)
     # The two may order the same classes differently.
     split.labels = torch.tensor(model_classes(card, dataset, located.label))[split.labels]
@@ -108,16 +109,6 @@ def _open_subject(spec: EvaluationJob, volume: Volume) -> _Subject:
     return _Subject(header, network, Evaluator(card.preprocessing, device, precision, spec.batch_size), split)
 
 
-def _read_images(spec: EvaluationJob, volume: Volume) -> ImageDataset:
-    dataset = read_dataset(volume, spec.dataset)
-    if not isinstance(dataset, ImageDataset):
-        raise InvalidJob(f"dataset {spec.dataset!r} holds {dataset.kind}; a classifier is evaluated on images")
-    if not dataset.num_images.get(spec.split):
-        there = ", ".join(name for name, count in dataset.num_images.items() if count)
-        raise DatasetNotFound(f"dataset {spec.dataset!r} has no images in a split {spec.split!r} (there: {there})")
-    return dataset
-
-
 def model_classes(card: ClassifierCard, dataset: ImageDataset, label: str) -> list[int]:
     """Return, for each class of `dataset`, its place among the outputs of the model called `label`.
 
@@ -136,17 +127,13 @@ def model_classes(card: ClassifierCard, dataset: ImageDataset, label: str) -> li
 def _predict(
     subject: _Subject, spec: EvaluationJob, meter: "_Meter", stop: Callable[[], bool], mirror: bool
 ) -> Predictions | None:
-    batches = subject.evaluator.predict(subject.network, subject.split, max(TOP_K, spec.top_k), mirror)
-    while not stop():
-        try:
-            next(batches)
-        except StopIteration as end:
-            predictions: Predictions = end.value
-            _check_finite(predictions, subject)
-            return predictions
+    evaluation = subject.evaluator.predict(subject.network, subject.split, max(TOP_K, spec.top_k), mirror)
+    for _ in evaluation:
+        if stop():
+            return None
         meter.batch_done()
-    batches.close()
-    return None
+    _check_finite(evaluation.predictions, subject)
+    return evaluation.predictions
 
 
 def _check_finite(predictions: Predictions, subject: _Subject) -> None:
@@ -216,14 +203,7 @@ def _document(subject: _Subject, plain: Predictions, mirrored: Predictions | Non
 
 
 def _metrics(predictions: Predictions) -> dict[str, float]:
-    top: Indices = predictions.top_classes.numpy()
-    labels: Indices = predictions.labels.numpy()
-    return {
-        "acc1": accuracy_at(top, labels, 1),
-        "acc5": accuracy_at(top, labels, 5),
-        "loss": mean_loss(predictions.losses.numpy()),
-        "ece": expected_calibration_error(*_confidences(predictions)),
-    }
+    return {**predictions.metrics(""), "ece": expected_calibration_error(*_confidences(predictions))}
 
 
 def _confidences(predictions: Predictions) -> tuple[Floats, "np.ndarray[Any, np.dtype[np.bool_]]"]:

@@ -22,12 +22,12 @@ from services.trainer.drive import drive
 from services.trainer.engine.memory import is_out_of_memory
 from services.trainer.engine.ranks import ALONE, Ranks
 from services.trainer.evaluation import evaluate
-from services.trainer.parent import die_with_parent
 from services.trainer.reporter import Events, write_status
 from services.trainer.reporter_files import STATUS_FILE
 from tandem.errors import TandemError
 from tandem.jobs.runs import SPEC_FILE
 from tandem.jobs.spec import EvaluationJob, parse_spec
+from tandem.processes import die_with_parent
 from tandem.volume import Volume, volume_errors
 
 log = logging.getLogger("tandem.run")

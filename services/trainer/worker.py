@@ -5,11 +5,9 @@ The parent imports neither torch nor grpc, so its children may be forked. Each c
 
 import atexit
 import contextlib
-import ctypes
 import logging
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from tandem.errors import TandemError
 from tandem.jobs.queue import RUN_JOB, make_celery, send_run
 from tandem.jobs.store import JobStore, connect
 from tandem.local.state import require_redis_url
+from tandem.processes import end_with_parent
 from tandem.settings import Settings
 from tandem.volume import Volume, volume_errors
 
@@ -80,8 +79,7 @@ def _end_without_broker(redis_url: str) -> None:
 
 def _die_with_parent(**_: Any) -> None:
     """In a child: be killed with the parent, and with us our training process, so that none computes on unseen."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    end_with_parent()
 
 
 def _caretaker(app: Celery, settings: Settings, volume: Volume, redis_url: str) -> type[bootsteps.StartStopStep]:

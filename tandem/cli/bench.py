@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from tandem.errors import InvalidJob, TrainingFailed
 from tandem.jobs.presets import load_preset, preset_names
 from tandem.jobs.spec import ClassifierJob, make_spec
 from tandem.openmp import limit_spinning
+from tandem.processes import how_it_ended, stop
 
 _ENTRY = re.compile(r"(auto|cpu|cuda(:\d+)?)(\+(cpu|cuda(:\d+)?))*")
 _MADE_UP = "made-up"
@@ -135,9 +135,10 @@ def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             yield from _conversation(process, json.dumps(request))
             if process.wait():
-                raise TrainingFailed(f"the measuring process {_end_of(process.returncode, log)}")
+                end = how_it_ended(process.returncode, _said(log), ": lower --batch-size")
+                raise TrainingFailed(f"the measuring process {end}")
         finally:
-            _end(process)
+            stop(process, _STOP_S)
 
 
 def _conversation(process: "subprocess.Popen[str]", request: str) -> Iterator[dict[str, Any]]:
@@ -153,26 +154,9 @@ def _conversation(process: "subprocess.Popen[str]", request: str) -> Iterator[di
         yield answer
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    """End the process and what it has started."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    with contextlib.suppress(ProcessLookupError):
-        # Loader processes, or those of a group, that are still on their way out.
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _end_of(code: int, log: IO[bytes]) -> str:
-    if code == -signal.SIGKILL:
-        return "was killed; the machine may be out of memory: lower --batch-size"
+def _said(log: IO[bytes]) -> str:
     log.seek(0)
-    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    return f"failed: {lines[-1]}" if lines else f"ended with {code} and said nothing"
+    return log.read().decode("utf-8", "replace")
 
 
 def _shown(answers: Iterator[dict[str, Any]], as_json: bool) -> Iterator[dict[str, Any]]:

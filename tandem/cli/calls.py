@@ -11,7 +11,7 @@ from tandem.settings import Settings
 
 if TYPE_CHECKING:
     from tandem.client import Client, Image, ScoredClass
-    from tandem.wire.results import ModelVersion
+    from tandem.comparison.results import ModelVersion
 
 _BAR_WIDTH = 24
 

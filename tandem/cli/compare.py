@@ -13,7 +13,7 @@ from tandem.errors import InvalidImage, InvalidRequest
 
 if TYPE_CHECKING:
     from tandem.client import Client, Comparison, ScoredClass
-    from tandem.wire.results import ModelVersion
+    from tandem.comparison.results import ModelVersion
 
 # A person reads some; --json has them all.
 _SHOWN = 40
@@ -129,7 +129,7 @@ def _on_dataset(
     client: "Client", references: tuple[str, str], dataset: str, split: str, top_k: int, limit: int
 ) -> "Comparison":
     from tandem.cli.progress import BarProgress
-    from tandem.wire.results import Comparison
+    from tandem.comparison.results import Comparison
 
     with BarProgress() as progress:
         num_done: int | None = None

@@ -16,11 +16,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tandem.comparison.paired import PairedTable, tabulate
+from tandem.comparison.paired import tabulate
+from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
 from tandem.data.manifest import ClassName
 from tandem.errors import Conflict, InvalidRequest
 from tandem.volume import replace_file, volume_errors
-from tandem.wire.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
 
 # What an evaluation run leaves in its directory.
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -136,16 +136,16 @@ def compare_predictions(path_a: Path, path_b: Path, top_k: int = 5) -> Compariso
     header_b, rows_b = read_predictions(path_b)
     _check_same_data(header_a, header_b)
     classes_a, classes_b = _by_id(header_a), _by_id(header_b)
-    differing, table = list[PairResult](), PairedTable()
+    differing, right = list[PairResult](), list[tuple[bool, bool]]()
     for a, b in zip(rows_a, rows_b, strict=True):
         if (a.file, a.label) != (b.file, b.label):
             raise Conflict(f"the files are not of the same images: {path_a} has {a.file} where {path_b} has {b.file}")
-        table += tabulate([(a.top_k[0].id == a.label, b.top_k[0].id == a.label)])
+        right.append((a.top_k[0].id == a.label, b.top_k[0].id == b.label))
         if a.top_k[0].id != b.top_k[0].id:
             scored = (_scored(a, classes_a, top_k), _scored(b, classes_b, top_k))
             differing.append(PairResult(a.file, a.label, *scored, agree=False))
     versions = (_version(header_a), _version(header_b))
-    summary = ComparisonSummary(*versions, header_a.num_images, len(differing), num_errors=0, labelled=table)
+    summary = ComparisonSummary(*versions, header_a.num_images, len(differing), num_errors=0, labelled=tabulate(right))
     return Comparison(tuple(differing), summary, Timings())
 
 

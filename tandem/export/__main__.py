@@ -1,6 +1,5 @@
 """`python -m tandem.export`: a request (JSON) on stdin, one JSON line on stdout: {"report": …} or {"error": line}."""
 
-import ctypes
 import json
 import os
 import signal
@@ -10,15 +9,14 @@ from typing import Any
 
 from tandem.errors import TandemError
 from tandem.export.request import ExportRequest, check_packages
-
-_PR_SET_PDEATHSIG = 1
+from tandem.processes import end_with_parent
 
 
 def main() -> None:
     """Serve one request; exit 0 with a report, 1 with an error that is explained."""
     signal.signal(signal.SIGTERM, _stop)
     # Where the command is killed, nobody waits for the file: the kernel ends this process too.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     # Libraries print; stdout is for the answer alone.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

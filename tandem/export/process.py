@@ -2,13 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
 from tandem.errors import ExportFailed
 from tandem.export.request import ExportReport, ExportRequest, partial_file
 from tandem.openmp import limit_spinning
+from tandem.processes import how_it_ended, stop
 
 # How long a process that is asked to stop gets to remove what it wrote.
 _STOP_S = 5.0
@@ -38,36 +38,16 @@ def run_export(request: ExportRequest, command: tuple[str, ...] = _COMMAND) -> E
     try:
         out, err = process.communicate(request.model_dump_json())
     finally:
-        _end(process)
+        stop(process, _STOP_S)
         partial_file(request.output, process.pid).unlink(missing_ok=True)
     return _answer(process.returncode, out, err)
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _answer(code: int, out: str, err: str) -> ExportReport:
     try:
         document = json.loads(out)
     except ValueError:
-        raise ExportFailed(f"the export's process {_end_of(code, err)}") from None
+        raise ExportFailed(f"the export's process {how_it_ended(code, err)}") from None
     if "error" in document:
         raise ExportFailed(document["error"])
     return ExportReport.model_validate(document["report"])
-
-
-def _end_of(code: int, err: str) -> str:
-    if code == -signal.SIGKILL:
-        return "was killed; the machine may be out of memory"
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    lines = [line.strip() for line in err.splitlines() if line.strip()]
-    return f"failed: {lines[-1]}" if lines else f"ended with {code} and said nothing"

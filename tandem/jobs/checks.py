@@ -59,6 +59,15 @@ def _image_dataset(name: str, volume: Volume) -> ImageDataset:
     return dataset
 
 
+def image_split(name: str, split: str, volume: Volume) -> ImageDataset:
+    """Return the dataset `name`; raise InvalidJob if it is not of images, DatasetNotFound if `split` holds none."""
+    dataset = _image_dataset(name, volume)
+    if not dataset.num_images.get(split):
+        there = ", ".join(name for name, count in dataset.num_images.items() if count)
+        raise DatasetNotFound(f"dataset {dataset.name!r} has no images in a split {split!r} (there: {there})")
+    return dataset
+
+
 def _with_references(spec: ClassifierJob, dataset: ImageDataset, volume: Volume) -> ClassifierJob:
     changes = {}
     for field, option in (("weights_from", "--weights"), ("resume_from", "--resume")):
@@ -83,9 +92,6 @@ def _classifier_card(reference: str, option: str, volume: Volume) -> tuple[str, 
 
 
 def _check_evaluation(spec: EvaluationJob, volume: Volume) -> EvaluationJob:
-    dataset = _image_dataset(spec.dataset, volume)
-    if not dataset.num_images.get(spec.split):
-        there = ", ".join(name for name, count in dataset.num_images.items() if count)
-        raise DatasetNotFound(f"dataset {spec.dataset!r} has no images in a split {spec.split!r} (there: {there})")
+    image_split(spec.dataset, spec.split, volume)
     label, _ = _classifier_card(spec.model, "REF", volume)
     return spec.model_copy(update={"model": label})

@@ -1,7 +1,5 @@
 """Child processes that end with us, however we end."""
 
-import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -9,14 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tandem.local.state import Service, process_start_time
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
-
-
-def _end_with_parent() -> None:
-    # Even if the manager is killed outright, the kernel tells each child to end.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+from tandem.processes import end_with_parent, stop
 
 
 class Child:
@@ -34,7 +25,8 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                # Even if the manager is killed outright, the kernel tells each child to end.
+                preexec_fn=lambda: end_with_parent(signal.SIGTERM),
             )
         self._start_time = process_start_time(self._process.pid) or 0
 
@@ -55,12 +47,4 @@ class Child:
 
     def stop(self, timeout_s: float) -> None:
         """Ask the process to end; kill its whole group if it has not after `timeout_s`, and what it left behind."""
-        if self.is_running():
-            self._process.terminate()
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout_s)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        stop(self._process, timeout_s)

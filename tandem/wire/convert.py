@@ -3,20 +3,15 @@
 from collections.abc import Iterable
 
 from tandem.comparison.paired import PairedTable
+from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
 from tandem.wire.results import (
     Classification,
-    Comparison,
     ComparisonProgress,
-    ComparisonSummary,
     GenerationSummary,
     ImageResult,
     ModelDetails,
     ModelInfo,
-    ModelVersion,
-    PairResult,
-    ScoredClass,
     TextPiece,
-    Timings,
 )
 from tandem.wire.v1 import inference_pb2 as pb
 

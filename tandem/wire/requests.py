@@ -4,10 +4,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tandem.comparison.results import Comparison, PairResult, Timings
 from tandem.errors import InvalidRequest, LimitExceeded
 from tandem.wire import convert
 from tandem.wire.limits import MAX_ANSWERS, MAX_MESSAGE_BYTES
-from tandem.wire.results import Classification, Comparison, ComparisonProgress, PairResult, Timings
+from tandem.wire.results import Classification, ComparisonProgress
 from tandem.wire.v1 import inference_pb2 as pb
 
 # Well under what a message may hold, and few enough that an answer comes soon.

@@ -1,50 +1,12 @@
-"""What the inference service answers, as plain frozen values; `wire.convert` puts them on the wire."""
+"""What the inference service answers, as plain frozen values; `wire.convert` puts them on the wire.
+
+Those that have to do with images alone are in `tandem.comparison.results`.
+"""
 
 import math
 from dataclasses import dataclass, field
 
-from tandem.comparison.paired import PairedTable
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """The version that answered; `version` is 0 and `name` empty for a checkpoint named by its run."""
-
-    name: str
-    version: int
-    run_id: str
-    step: int
-    architecture: str
-    dtype: str
-
-    @property
-    def label(self) -> str:
-        """The reference that names just this version."""
-        return f"{self.name}:{self.version}" if self.name else f"run:{self.run_id}/{self.step}"
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Where the time of a call went, in milliseconds."""
-
-    decode_ms: float = 0.0
-    queue_ms: float = 0.0
-    compute_ms: float = 0.0
-
-    def __add__(self, other: "Timings") -> "Timings":
-        return Timings(
-            self.decode_ms + other.decode_ms, self.queue_ms + other.queue_ms, self.compute_ms + other.compute_ms
-        )
-
-
-@dataclass(frozen=True)
-class ScoredClass:
-    """A class with its probability, 0 to 1; `index` is its place in the model's output."""
-
-    index: int
-    id: str
-    words: str
-    probability: float
+from tandem.comparison.results import ModelVersion, ScoredClass, Timings
 
 
 @dataclass(frozen=True)
@@ -63,61 +25,6 @@ class Classification:
     model: ModelVersion
     results: tuple[ImageResult, ...]
     timings: Timings
-
-
-@dataclass(frozen=True)
-class PairResult:
-    """One image through two models; `label` is the id of its true class, empty where that is unknown."""
-
-    name: str
-    label: str = ""
-    a: tuple[ScoredClass, ...] = ()
-    b: tuple[ScoredClass, ...] = ()
-    agree: bool = False
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class ComparisonSummary:
-    """Counts over the images that both models answered; `labelled` is None where no label was known."""
-
-    a: ModelVersion
-    b: ModelVersion
-    num_images: int
-    num_disagreements: int
-    num_errors: int
-    labelled: PairedTable | None
-
-    def __add__(self, other: "ComparisonSummary") -> "ComparisonSummary":
-        """Return the summary of both parts; the models are the same."""
-        tables = [table for table in (self.labelled, other.labelled) if table is not None]
-        return ComparisonSummary(
-            a=self.a,
-            b=self.b,
-            num_images=self.num_images + other.num_images,
-            num_disagreements=self.num_disagreements + other.num_disagreements,
-            num_errors=self.num_errors + other.num_errors,
-            labelled=sum(tables, PairedTable()) if tables else None,
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The answer of Compare: a result for each image. Of CompareDataset: those that differ or failed."""
-
-    results: tuple[PairResult, ...]
-    summary: ComparisonSummary
-    timings: Timings
-
-    @property
-    def disagreements(self) -> tuple[PairResult, ...]:
-        """The images that the two models name differently."""
-        return tuple(result for result in self.results if not result.agree and not result.error)
-
-    @property
-    def failures(self) -> tuple[PairResult, ...]:
-        """The images that could not be decoded."""
-        return tuple(result for result in self.results if result.error)
 
 
 @dataclass(frozen=True)

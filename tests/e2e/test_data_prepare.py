@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -31,14 +30,10 @@ class Shell:
         return {**os.environ, "TANDEM_HOME": str(self.home)}
 
     def run(self, *arguments: str | Path, max_file_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
-        def limit() -> None:
-            if max_file_bytes is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
-
-        command = [TANDEM, "data", *arguments]
-        return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=200, preexec_fn=limit
-        )
+        # Not by preexec_fn: gRPC, where a test before has loaded it into this process, would log of the fork.
+        limit = [] if max_file_bytes is None else ["prlimit", f"--fsize={max_file_bytes}"]
+        command = [*limit, TANDEM, "data", *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200)
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start in a process group of its own, as a terminal does."""

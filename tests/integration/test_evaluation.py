@@ -185,7 +185,7 @@ def unfit(volume: Volume) -> Volume:
     [
         ({"model": "other"}, InvalidJob, r"other:1 does not know the class 'square' of dataset 'shapes' \(1 of 3"),
         ({"model": "words"}, InvalidJob, "words:1 is a language model"),
-        ({"dataset": "text"}, InvalidJob, "dataset 'text' holds text"),
+        ({"dataset": "text"}, InvalidJob, "'text' is a dataset of text; this job needs images"),
         ({"split": "test"}, DatasetNotFound, r"no images in a split 'test' \(there: train, val\)"),
         ({"split": "../index/val"}, DatasetNotFound, "no images in a split"),
         ({"model": "nan"}, NonFiniteLoss, r"nan:2 gives val/circle/\S+ a loss that is no number \(15 of 15 images\)"),

@@ -4,24 +4,12 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from tandem import errors
 from tandem.comparison.paired import PairedTable
+from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
 from tandem.errors import QueueFull
 from tandem.wire import convert
 from tandem.wire.limits import MAX_ANSWERS
 from tandem.wire.requests import image_messages
-from tandem.wire.results import (
-    Classification,
-    Comparison,
-    ComparisonSummary,
-    GenerationSummary,
-    ImageResult,
-    ModelDetails,
-    ModelInfo,
-    ModelVersion,
-    PairResult,
-    ScoredClass,
-    TextPiece,
-    Timings,
-)
+from tandem.wire.results import Classification, GenerationSummary, ImageResult, ModelDetails, ModelInfo, TextPiece
 from tandem.wire.status import DETAILS_KEY, PUSHBACK_KEY, WireStatus, from_rpc_error, to_status
 
 VERSION = ModelVersion("digits", 3, "r1", 120, "resnet18", "float32")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,14 +33,19 @@ class StepRows:
     size: int
 
 
-Batch = tuple[Tensor, Tensor]
+class Batch(NamedTuple):
+    """A process's share of a step: `images` (b, 3, size, size) of 0…255, `labels` (b,); and how many are in all."""
+
+    images: Tensor
+    labels: Tensor
+    num_all: int
 
 
 class Batches(Protocol):
     """Makes the batches of a split."""
 
     def make(self, steps: Iterable[StepRows]) -> Iterator[Batch]:
-        """Yield this process's share of each step: images (b, 3, size, size) of 0…255, labels (b,), on the device."""
+        """Yield the batch of each step, on the device."""
         ...
 
 
@@ -62,7 +67,7 @@ class WholeBatches:
         for step, pixels, draws, labels in read:
             on_device = pixels.to(self.device, non_blocking=True), draws.to(self.device, non_blocking=True)
             images = augment_batch(*on_device, self.augmentation, self.preprocessing, step.size)
-            yield images, labels.to(self.device, non_blocking=True)
+            yield Batch(images, labels.to(self.device, non_blocking=True), len(step.rows))
 
     def _read(self, step: StepRows) -> tuple[StepRows, Tensor, Tensor, Tensor]:
         # Drawn for the images of all processes, so that the outcome does not depend on how many there are.
@@ -105,16 +110,14 @@ class LoadedBatches:
 
     def make(self, steps: Iterable[StepRows]) -> Iterator[Batch]:
         """Yield the batches; the loader works some steps ahead."""
-        labels = []
-        self._plan.clear()
-        for step in steps:
-            mine = self._ranks.share(step.rows)
-            labels.append(self._split.labels[mine])
-            self._plan.append([self._key(step, row) for row in mine.tolist()])
-        for images, wanted in zip(self._loader, labels, strict=True):
+        steps = list(steps)
+        self._plan[:] = [[self._key(step, row) for row in self._ranks.share(step.rows).tolist()] for step in steps]
+        for step, images in zip(steps, self._loader, strict=True):
             if isinstance(images, str):
                 raise TrainingFailed(images)
-            yield images.to(self._device, non_blocking=True), wanted.to(self._device, non_blocking=True)
+            labels = self._split.labels[self._ranks.share(step.rows)]
+            on_device = images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+            yield Batch(*on_device, len(step.rows))
 
     def _key(self, step: StepRows, row: int) -> Key:
         return Key(row, derive_seed(self._seed, "image", step.epoch, row), step.size)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from services.trainer.engine.batches import StepRows, make_batches, steps_per_epoch
 from services.trainer.engine.ema import MovingAverage
-from services.trainer.engine.evaluation import Evaluator, relayed
+from services.trainer.engine.evaluation import Evaluator
 from services.trainer.engine.memory import is_out_of_memory, largest_that_fits
 from services.trainer.engine.mixing import make_mix
 from services.trainer.engine.optimizer_state import decayed_groups, load_optimizer_tensors, optimizer_tensors
@@ -110,9 +110,10 @@ class ClassifierTraining:
         self.ranks.copy_from_first(self.served_network)
         self._is_evaluating = True
         evaluation = self.evaluator.predict(self.served_network, self.val)
-        predictions = yield from relayed(evaluation, lambda: EvaluationStep(epoch + 1, self.step))
+        for _ in evaluation:
+            yield EvaluationStep(epoch + 1, self.step)
         self._is_evaluating = False
-        metrics.update(predictions.metrics())
+        metrics.update(evaluation.predictions.metrics())
         check_finite(metrics["val_loss"], epoch + 1, self.step)
         improved = metrics["val_acc1"] > self._best_acc1
         self._best_acc1 = max(self._best_acc1, metrics["val_acc1"])
@@ -123,9 +124,9 @@ class ClassifierTraining:
 
     def _train_epoch(self, epoch: int) -> Iterator[Report]:
         self.network.train()
-        for images, labels in self.batches.make(self._steps(epoch)):
-            count = self._update(images, labels)
-            yield StepDone(epoch + 1, self.step, count)
+        for batch in self.batches.make(self._steps(epoch)):
+            self._update(*batch)
+            yield StepDone(epoch + 1, self.step, batch.num_all)
 
     def _steps(self, epoch: int) -> Iterator[StepRows]:
         order = torch.randperm(len(self._train.labels), generator=generator(self.spec.seed, "order", epoch))
@@ -135,14 +136,8 @@ class ClassifierTraining:
             number = step - first
             yield StepRows(epoch, step, order[number * batch_size : (number + 1) * batch_size], size)
 
-    def _batch_count(self) -> int:
-        """Return how many images all processes have in the step in hand."""
-        number = self.step % self.steps_per_epoch
-        return min(self.spec.batch_size, len(self._train.labels) - number * self.spec.batch_size)
-
-    def _update(self, pixels: Tensor, labels: Tensor) -> int:
-        """Train on this process's share of a batch; return the number of images in all shares."""
-        count = self._batch_count()
+    def _update(self, pixels: Tensor, labels: Tensor, count: int) -> None:
+        """Train on this process's share of a batch of `count` images."""
         torch.manual_seed(derive_seed(self.spec.seed, "step", self.step, *self._rank_part()))
         self._set_rate(learning_rate_at(self.spec, self.step, self.steps_per_epoch))
         images = self.evaluator.to_device(pixels)
@@ -160,7 +155,6 @@ class ClassifierTraining:
             self.step += 1
             if self._average:
                 self._average.update(self.step)
-        return count
 
     def _rank_part(self) -> tuple[int, ...]:
         # Dropout and mixing must differ between processes; a single process keeps the seed it would have alone.

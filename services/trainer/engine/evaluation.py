@@ -1,9 +1,9 @@
 """Evaluation of a classifier over a split: every image once, whatever the batch size and the number of processes."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from services.trainer.engine.precision import autocast
 from services.trainer.engine.ranks import ALONE, Ranks
 from tandem.checkpoints.card import Preprocessing
+from tandem.comparison.classification import accuracy_at, mean_loss
 from tandem.data.images import normalise
 from tandem.data.splits import ImageSplit
 
 TOP_K = 5
-
-Report = TypeVar("Report")
 
 
 class Predictions(NamedTuple):
@@ -34,11 +33,11 @@ class Predictions(NamedTuple):
 
     def metrics(self, prefix: str = "val_") -> dict[str, float]:
         """Return loss (mean, in nats), acc1 and acc5 (percent), each with `prefix` before its name."""
-        right = (self.top_classes == self.labels[:, None])[:, :TOP_K]
+        top, labels = self.top_classes.numpy(), self.labels.numpy()
         return {
-            f"{prefix}loss": float(self.losses.double().mean()),
-            f"{prefix}acc1": 100 * float(right[:, 0].double().mean()),
-            f"{prefix}acc5": 100 * float(right.any(1).double().mean()),
+            f"{prefix}loss": mean_loss(self.losses.numpy()),
+            f"{prefix}acc1": accuracy_at(top, labels, 1),
+            f"{prefix}acc5": accuracy_at(top, labels, 5),
         }
 
 
@@ -52,31 +51,20 @@ class Evaluator:
     batch_size: int
     ranks: Ranks = ALONE
 
-    def predict(
-        self, network: nn.Module, split: ImageSplit, top_k: int = TOP_K, mirror: bool = False
-    ) -> Generator[int, None, Predictions]:
-        """Yield the number of images done by this process after each batch; return the predictions of the whole split.
+    def predict(self, network: nn.Module, split: ImageSplit, top_k: int = TOP_K, mirror: bool = False) -> "Evaluation":
+        """Return the evaluation of `network` over `split`, which computes as it is iterated.
 
         `mirror` takes the mean of the probabilities of each image and its mirror image (test-time augmentation). The
         network is left in eval mode. Each process of the group must call this.
         """
-        network.eval()
-        mine = self.ranks.share(torch.arange(len(split.labels)))
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        # As many times for each process, though the share of some has an image less: they may vote in between.
-        for first in range(0, math.ceil(len(split.labels) / self.ranks.size), self.batch_size):
-            rows = mine[first : first + self.batch_size]
-            if len(rows):
-                parts.append(self._predict_batch(network, split, rows, top_k, mirror))
-            yield first + len(rows)
-        losses, classes, probabilities = (self._whole(column, len(split.labels)) for column in zip(*parts, strict=True))
-        return Predictions(split.labels, losses, classes, probabilities)
+        return Evaluation(self, network, split, top_k, mirror)
 
     # inference_mode must not stay open over a yield: the caller may save or train in between.
     @torch.inference_mode()
-    def _predict_batch(
+    def predict_batch(
         self, network: nn.Module, split: ImageSplit, rows: Tensor, top_k: int, mirror: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return losses (b,), the most probable classes (b, k) and their probabilities (b, k) of `rows` (b,)."""
         images = self.to_device(split.eval_batch(rows))
         log_probabilities = self._log_probabilities(network, images)
         if mirror:
@@ -97,28 +85,38 @@ class Evaluator:
         images = normalise(pixels.to(self.device, non_blocking=True), self.preprocessing)
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _whole(self, column: tuple[Tensor, ...], total: int) -> Tensor:
-        return self.ranks.interleave(torch.cat(column).cpu(), total)
 
+@dataclass
+class Evaluation:
+    """One pass over a split: iterate it, and it has `predictions`.
 
-def relayed(
-    running: Generator[int, None, Predictions], report: Callable[[], Report]
-) -> Generator[Report, None, Predictions]:
-    """Run an evaluation, yielding a report after each of its batches; return its predictions."""
-    while True:
-        try:
-            next(running)
-        except StopIteration as end:
-            predictions: Predictions = end.value
-            return predictions
-        yield report()
+    Each process iterates as many times, though the share of some has an image less: they may vote in between.
+    """
 
+    evaluator: Evaluator
+    network: nn.Module
+    split: ImageSplit
+    top_k: int
+    mirror: bool
 
-def result_of(running: Generator[int, None, Predictions]) -> Predictions:
-    """Run an evaluation to its end, and return its predictions."""
-    while True:
-        try:
-            next(running)
-        except StopIteration as end:
-            predictions: Predictions = end.value
-            return predictions
+    def __iter__(self) -> Iterator[int]:
+        """Compute batch after batch, yielding the number of images that this process has done."""
+        self.network.eval()
+        ranks, size, total = self.evaluator.ranks, self.evaluator.batch_size, len(self.split.labels)
+        mine = ranks.share(torch.arange(total))
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for first in range(0, math.ceil(total / ranks.size), size):
+            rows = mine[first : first + size]
+            if len(rows):
+                parts.append(self.evaluator.predict_batch(self.network, self.split, rows, self.top_k, self.mirror))
+            yield first + len(rows)
+        whole = (ranks.interleave(torch.cat(column).cpu(), total) for column in zip(*parts, strict=True))
+        self._predictions = Predictions(self.split.labels, *whole)
+
+    @property
+    def predictions(self) -> Predictions:
+        """The predictions of the whole split; what is left to compute is computed first."""
+        if not hasattr(self, "_predictions"):
+            for _ in self:
+                pass
+        return self._predictions
