@@ -21,7 +21,7 @@ from tandem.models.weights import bare_state
 from tandem.volume import Volume, to_json
 
 SIZE = 32
-MODELS = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU", "Transformer")
+MODELS = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU", "Transformer", "AWD_LSTM")
 CLASS_IDS = ("n00", "n01", "n02", "n03", "n04")
 TEXT = "the cat sat on the mat , and the dog ( a big one ) ran ! who saw it ? no-one ."
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tandem.data.manifest import ClassName
 from tandem.errors import CheckpointCorrupt
+from tandem.models.names import LanguageModelName
 
 
 class _Closed(BaseModel):
@@ -64,7 +65,7 @@ class LanguageModelCard(_Card):
     """A language model; the fields are those of `tandem.models.language_models.LanguageModelShape`."""
 
     kind: Literal["language_model"] = "language_model"
-    model: Literal["RNN_TANH", "RNN_RELU", "LSTM", "GRU", "Transformer"]
+    model: LanguageModelName
     vocabulary_size: int
     embedding_size: int
     hidden_size: int

@@ -21,6 +21,7 @@ from pydantic import (
 from tandem.checkpoints.references import parse_reference
 from tandem.errors import InvalidJob, InvalidName, InvalidReference
 from tandem.jobs.architectures import ARCHITECTURES, has_small_stem
+from tandem.models.names import LanguageModelName
 from tandem.names import check_name
 
 
@@ -34,7 +35,6 @@ def _checked_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_checked_name)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Precision = Literal["auto", "float32", "bfloat16"]
-LanguageModelName = Literal["RNN_TANH", "RNN_RELU", "LSTM", "GRU", "Transformer"]
 
 
 class _Job(BaseModel):
@@ -233,7 +233,7 @@ class LanguageModelJob(_Training):
                     f"embedding_size {self.embedding_size} must be a multiple of twice num_heads ({self.num_heads}): "
                     "each head rotates its features in pairs"
                 )
-        elif self.tied and self.embedding_size != self.hidden_size:
+        elif self.tied and self.model != "AWD_LSTM" and self.embedding_size != self.hidden_size:
             raise ValueError(f"tied needs embedding_size ({self.embedding_size}) = hidden_size ({self.hidden_size})")
         return self
 

@@ -4,14 +4,17 @@
 
 token_ids (B, T) int64; logits (B, T, V); `state` carries what came before (None: nothing), and is opaque to callers
 but for `detach`. Feeding a text in pieces of any length, state carried, gives the logits of feeding it
-whole, to float rounding: training, evaluation and generation share this one path.
+whole, to float rounding: training, evaluation and generation share this one path. What the head sees can be had before
+it: `model(token_ids, state)` is `head(output_dropout(hidden))` of `hidden, state = model.encode(token_ids, state)`.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
+from tandem.models.awd_lstm import AwdDropouts, AwdLanguageModel
+from tandem.models.names import LanguageModelName
 from tandem.models.recurrent import RecurrentLanguageModel
 from tandem.models.transformer import TransformerLanguageModel
 
@@ -27,7 +30,7 @@ class LanguageModelShape:
     number of earlier tokens that a Transformer's layer can see; recurrent models have no such limit.
     """
 
-    model: Literal["RNN_TANH", "RNN_RELU", "LSTM", "GRU", "Transformer"]
+    model: LanguageModelName
     vocabulary_size: int
     embedding_size: int
     hidden_size: int
@@ -42,14 +45,36 @@ class LanguageModel(Protocol):
     """The contract; see the module's docstring."""
 
     batch_dimension: int
+    head: nn.Linear
 
     def __call__(self, token_ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
         """Return logits (B, T, V) for token_ids (B, T), int64, and the state after them."""
         ...
 
+    def encode(self, token_ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+        """Return what the last layer says, (B, T, H), and the state after it."""
+        ...
 
-def build_language_model(shape: LanguageModelShape) -> nn.Module:
-    """Return the freshly initialised network of `shape`; it fulfils LanguageModel."""
+    def output_dropout(self, hidden: Tensor) -> Tensor:
+        """Return `hidden` (B, T, H) as the head takes it: in training with dropout."""
+        ...
+
+
+def build_language_model(shape: LanguageModelShape, dropouts: AwdDropouts | None = None) -> nn.Module:
+    """Return the freshly initialised network of `shape`; it fulfils LanguageModel.
+
+    `dropouts` are those of an AWD_LSTM besides `shape.dropout`; they matter in training alone.
+    """
+    if shape.model == "AWD_LSTM":
+        return AwdLanguageModel(
+            vocabulary_size=shape.vocabulary_size,
+            embedding_size=shape.embedding_size,
+            hidden_size=shape.hidden_size,
+            num_layers=shape.num_layers,
+            dropout=shape.dropout,
+            tied=shape.tied,
+            dropouts=dropouts or AwdDropouts(),
+        )
     if shape.model == "Transformer":
         return TransformerLanguageModel(
             vocabulary_size=shape.vocabulary_size,

@@ -40,13 +40,23 @@ class RecurrentLanguageModel(nn.Module):
 
     def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return logits (B, T, V) for token_ids (B, T), int64, and the state after them."""
+        hidden, after = self.encode(token_ids, state)
+        logits: Tensor = self.head(self.output_dropout(hidden))
+        return logits, after
+
+    def encode(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return what the last layer says, (B, T, hidden_size), and the state after it."""
         embedded = self.dropout(self.embedding(token_ids))
         if state is None:
             hidden, after = self.layers(embedded)
         else:
             hidden, after = self.layers(embedded, state if len(state) == 2 else state[0])
-        logits: Tensor = self.head(self.dropout(hidden))
-        return logits, after if isinstance(after, tuple) else (after,)
+        return hidden, after if isinstance(after, tuple) else (after,)
+
+    def output_dropout(self, hidden: Tensor) -> Tensor:
+        """Return `hidden` as the head takes it: in training with dropout."""
+        dropped: Tensor = self.dropout(hidden)
+        return dropped
 
 
 def _recurrent(cell: Cell, embedding_size: int, hidden_size: int, num_layers: int, dropout: float) -> nn.RNNBase:

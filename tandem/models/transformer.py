@@ -49,6 +49,12 @@ class TransformerLanguageModel(nn.Module):
 
     def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return logits (B, T, V) for token_ids (B, T), int64, and the state after them."""
+        hidden, after = self.encode(token_ids, state)
+        logits: Tensor = self.head(self.output_dropout(hidden))
+        return logits, after
+
+    def encode(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return what the final norm says, (B, T, embedding_size), and the state after it."""
         num_cached = 0 if state is None else state[0].shape[2]
         num_new = token_ids.shape[1]
         hidden = self.dropout(self.embedding(token_ids))
@@ -58,8 +64,12 @@ class TransformerLanguageModel(nn.Module):
             cache = None if state is None else (state[2 * number], state[2 * number + 1])
             hidden, keys, values = layer(hidden, cache, mask)
             after += [_newest(keys, self.context_length), _newest(values, self.context_length)]
-        logits: Tensor = self.head(self.dropout(self.norm(hidden)))
-        return logits, tuple(after)
+        return self.norm(hidden), tuple(after)
+
+    def output_dropout(self, hidden: Tensor) -> Tensor:
+        """Return `hidden` as the head takes it: in training with dropout."""
+        dropped: Tensor = self.dropout(hidden)
+        return dropped
 
 
 class DecoderLayer(nn.Module):
