@@ -18,7 +18,7 @@ from tandem.volume import Volume
 
 def assemble(spec: TrainingSpec, volume: Volume, run_id: str, ranks: Ranks = ALONE) -> Job:
     """Return the job of `spec`; raise TandemError where data, network and device don't fit together."""
-    if ranks.size > 1 and not (isinstance(spec, ClassifierJob) and spec.num_devices == ranks.size):
+    if ranks.size > 1 and spec.num_devices != ranks.size:
         raise InvalidJob(f"torchrun started {ranks.size} processes; the job's num_devices says otherwise")
     device = _device(spec, ranks)
     _set_threads(spec.num_threads, ranks)
@@ -28,7 +28,7 @@ def assemble(spec: TrainingSpec, volume: Volume, run_id: str, ranks: Ranks = ALO
     if isinstance(spec, ClassifierJob) and isinstance(dataset, ImageDataset):
         return classifier_job(spec, dataset, volume, run_id, device, ranks)
     if isinstance(spec, LanguageModelJob) and isinstance(dataset, TextDataset):
-        return language_model_job(spec, dataset, volume, run_id, device)
+        return language_model_job(spec, dataset, volume, run_id, device, ranks)
     raise InvalidJob(f"dataset {spec.dataset!r} holds {dataset.kind}, which {spec.kind} can't use")
 
 

@@ -4,6 +4,7 @@ import torch
 
 from services.trainer.curves import Curves
 from services.trainer.engine.language_model import LanguageModelTraining, perplexity
+from services.trainer.engine.ranks import Ranks
 from services.trainer.job import Job, origin
 from tandem.checkpoints.card import Card, LanguageModelCard
 from tandem.checkpoints.files import NETWORK_FILE, VOCABULARY_FILE
@@ -11,6 +12,7 @@ from tandem.data.corpus import load_tokens
 from tandem.data.manifest import TextDataset
 from tandem.jobs.spec import LanguageModelJob
 from tandem.models import layers
+from tandem.models.awd_lstm import AwdDropouts
 from tandem.models.language_models import LanguageModelShape, build_language_model
 from tandem.models.structure import layer_table
 from tandem.volume import Volume
@@ -20,18 +22,20 @@ _CONTEXT_WINDOWS = 4
 
 
 def language_model_job(
-    spec: LanguageModelJob, dataset: TextDataset, volume: Volume, run_id: str, device: torch.device
+    spec: LanguageModelJob, dataset: TextDataset, volume: Volume, run_id: str, device: torch.device, ranks: Ranks
 ) -> Job:
     """Return the job of `spec` on a prepared text."""
     directory = volume.dataset(spec.dataset)
     shape = language_model_shape(spec, dataset.vocabulary_size)
-    network = build_language_model(shape)
+    dropouts = AwdDropouts(spec.embedding_dropout, spec.input_dropout, spec.hidden_dropout, spec.weight_dropout)
+    network = build_language_model(shape, dropouts)
     training = LanguageModelTraining(
         spec,
         network,
         train=load_tokens(directory, "train", spec.limit_train_tokens),
         val=load_tokens(directory, "valid", spec.limit_val_tokens),
         device=device,
+        ranks=ranks,
     )
 
     def make_card(epoch: int, step: int, metrics: dict[str, float]) -> Card:
@@ -49,7 +53,7 @@ def language_model_job(
         VOCABULARY_FILE: (directory / VOCABULARY_FILE).read_bytes(),
         NETWORK_FILE: layers.to_json(layer_table(network, example)),
     }
-    return Job(training, make_card, files, "words", finish, example)
+    return Job(training, make_card, files, "words", finish, example, ranks)
 
 
 def language_model_shape(spec: LanguageModelJob, vocabulary_size: int) -> LanguageModelShape:
@@ -63,5 +67,5 @@ def language_model_shape(spec: LanguageModelJob, vocabulary_size: int) -> Langua
         num_heads=spec.num_heads,
         dropout=spec.dropout,
         tied=spec.tied,
-        context_length=_CONTEXT_WINDOWS * spec.bptt,
+        context_length=spec.context_length or _CONTEXT_WINDOWS * spec.bptt,
     )

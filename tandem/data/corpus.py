@@ -11,12 +11,15 @@ from tandem.errors import DatasetNotFound, TrainingFailed
 
 
 def load_tokens(directory: Path, split: str, limit: int | None = None) -> Tensor:
-    """Return the token ids of a split, int64 (N,), the first `limit` of them; raise DatasetNotFound."""
+    """Return the token ids of a split, int32 (N,), the first `limit` of them; raise DatasetNotFound.
+
+    They stay mapped into memory, and are read as they are used.
+    """
     path = directory / "tokens" / f"{split}.npy"
     if not path.is_file():
         raise DatasetNotFound(f"dataset {directory.name!r} has no split {split!r}")
-    tokens = np.load(path, mmap_mode="r")
-    return torch.from_numpy(np.asarray(tokens[:limit], dtype=np.int64))
+    # Copied where written to, as nobody does: torch has no read-only tensors.
+    return torch.from_numpy(np.load(path, mmap_mode="c")[:limit])
 
 
 def columns(tokens: Tensor, batch_size: int) -> Tensor:
@@ -38,10 +41,14 @@ def num_windows(length: int, bptt: int) -> int:
 
 
 def window(rows: Tensor, number: int, bptt: int) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets (B, T) of window `number`; targets are the inputs one token on, T ≤ bptt."""
+    """Return inputs and targets, int64 (B, T), of window `number`; targets are the inputs one token on, T ≤ bptt."""
     first = number * bptt
-    last = min(first + bptt, rows.shape[1] - 1)
-    return rows[:, first:last], rows[:, first + 1 : last + 1]
+    return span(rows, first, min(first + bptt, rows.shape[1] - 1))
+
+
+def span(rows: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Return the inputs from `first` up to `last`, and their targets, both int64 (B, last - first)."""
+    return rows[:, first:last].long(), rows[:, first + 1 : last + 1].long()
 
 
 def windows(rows: Tensor, bptt: int) -> Iterator[tuple[Tensor, Tensor]]:

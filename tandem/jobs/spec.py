@@ -56,8 +56,17 @@ class _Training(_Job):
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
     seed: int = Field(0, ge=0, lt=2**63)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
+    accumulation: int = Field(1, ge=1, le=10_000)
+    num_devices: int = Field(1, ge=1, le=64)
+    compile: bool = False
+    warmup_epochs: float | None = Field(None, ge=0, allow_inf_nan=False)
     checkpoint_every_s: float = Field(60.0, gt=0, allow_inf_nan=False)
+
+    @property
+    def is_distributed(self) -> bool:
+        """True where several processes train together."""
+        return self.num_devices > 1
 
 
 class ClassifierJob(_Training):
@@ -86,17 +95,14 @@ class ClassifierJob(_Training):
     epochs: int = Field(10, ge=1, le=100_000)
     start_epoch: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=2, le=1_000_000)
-    accumulation: int = Field(1, ge=1, le=10_000)
     learning_rate: float = Field(0.05, gt=0, allow_inf_nan=False)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
     decay_all: bool = False
-    precision: Precision = "auto"
     schedule: Literal["cosine", "linear", "step", "onecycle", "constant"] = "cosine"
     step_epochs: int | None = Field(None, ge=1)
     step_factor: float = Field(0.1, gt=0, lt=1)
-    warmup_epochs: float | None = Field(None, ge=0, allow_inf_nan=False)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     mixup: float = Field(0.0, ge=0, le=100)
     cutmix: float = Field(0.0, ge=0, le=100)
@@ -114,8 +120,6 @@ class ClassifierJob(_Training):
     flip_evaluation: bool = False
     data_path: Literal["auto", "device", "mapped", "files"] = "auto"
     num_workers: int | None = Field(None, ge=0, le=256)
-    num_devices: int = Field(1, ge=1, le=64)
-    compile: bool = False
     deterministic: bool = False
     weights_file: str | None = None
     weights_from: str | None = None
@@ -127,11 +131,6 @@ class ClassifierJob(_Training):
     def augments_each_image(self) -> bool:
         """True where an augmentation works on single images, so that loader processes do it rather than the device."""
         return bool(self.color_jitter or self.random_erasing) or self.auto_augment != "none"
-
-    @property
-    def is_distributed(self) -> bool:
-        """True where several processes train together."""
-        return self.num_devices > 1
 
     @field_validator("arch")
     @classmethod
@@ -201,10 +200,18 @@ class EvaluationJob(_Job):
 
 
 class LanguageModelJob(_Training):
-    """Train a word-level language model on a prepared text dataset.
+    """Train a language model on a prepared text dataset.
 
-    `bptt` is the number of tokens in a training window. The learning rate is divided by 4 whenever an epoch does not
-    improve the validation loss, as in the well-known example, for both optimizers.
+    - `batch_size` is the number of rows that the text is cut into, over all devices; `accumulation` trains on so many
+      parts of them one after another. `bptt` is the number of tokens in a training window; with `variable_bptt` windows
+      vary about it, and the learning rate with them.
+    - `schedule` anneal divides the learning rate by 4 whenever an epoch does not improve the validation loss, as the
+      well-known example does, for both optimizers; the others are as for classifiers.
+    - `context_length` is how far back each layer of a Transformer sees; None takes four windows.
+    - Of AWD_LSTM alone: shares of the embedding's words, of its output, of what passes between layers, and of the
+      weights from state to state that are dropped (`dropout` is then that of the output); it may be trained with the
+      penalties of Merity et al. on large activations (alpha, usually 2) and on their change (beta, usually 1).
+    - `average_after`: once so many evaluations brought nothing, the mean of the weights from there on is the model.
     """
 
     kind: Literal["train_language_model"] = "train_language_model"
@@ -212,30 +219,58 @@ class LanguageModelJob(_Training):
     epochs: int = Field(6, ge=1, le=100_000)
     batch_size: int = Field(20, ge=1, le=100_000)
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(0.0, ge=0, lt=1)
     learning_rate: float = Field(2e-3, gt=0, allow_inf_nan=False)
+    schedule: Literal["anneal", "cosine", "linear", "onecycle", "constant"] = "anneal"
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     embedding_size: int = Field(200, ge=1, le=16_384)
     hidden_size: int = Field(200, ge=1, le=16_384)
     num_layers: int = Field(2, ge=1, le=128)
     num_heads: int = Field(2, ge=1, le=128)
     dropout: float = Field(0.2, ge=0, lt=1)
+    embedding_dropout: float = Field(0.0, ge=0, lt=1)
+    input_dropout: float = Field(0.0, ge=0, lt=1)
+    hidden_dropout: float = Field(0.0, ge=0, lt=1)
+    weight_dropout: float = Field(0.0, ge=0, lt=1)
+    activation_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)
+    change_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)
+    average_after: int | None = Field(None, ge=1)
     tied: bool = False
     bptt: int = Field(35, ge=1, le=65_536)
+    variable_bptt: bool = False
+    context_length: int | None = Field(None, ge=1, le=1_000_000)
     clip_norm: float = Field(0.25, gt=0, allow_inf_nan=False)
     limit_train_tokens: int | None = Field(None, ge=2)
     limit_val_tokens: int | None = Field(None, ge=2)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.model == "Transformer":
-            if self.embedding_size % (2 * self.num_heads):
-                raise ValueError(
-                    f"embedding_size {self.embedding_size} must be a multiple of twice num_heads ({self.num_heads}): "
-                    "each head rotates its features in pairs"
-                )
-        elif self.tied and self.model != "AWD_LSTM" and self.embedding_size != self.hidden_size:
-            raise ValueError(f"tied needs embedding_size ({self.embedding_size}) = hidden_size ({self.hidden_size})")
+        for problem in self._problems():
+            raise ValueError(problem)
         return self
+
+    def _problems(self) -> Iterator[str]:
+        if self.model == "Transformer" and self.embedding_size % (2 * self.num_heads):
+            yield (
+                f"embedding_size {self.embedding_size} must be a multiple of twice num_heads ({self.num_heads}): "
+                "each head rotates its features in pairs"
+            )
+        is_narrowed = self.model in ("Transformer", "AWD_LSTM")
+        if self.tied and not is_narrowed and self.embedding_size != self.hidden_size:
+            yield f"tied needs embedding_size ({self.embedding_size}) = hidden_size ({self.hidden_size})"
+        for field in ("embedding_dropout", "input_dropout", "hidden_dropout", "weight_dropout"):
+            if getattr(self, field) and self.model != "AWD_LSTM":
+                yield f"{field} is for AWD_LSTM, not for {self.model}; use dropout"
+        if self.context_length and self.model != "Transformer":
+            yield f"context_length is for the Transformer; {self.model} carries its state on without end"
+        if self.batch_size < self.accumulation * self.num_devices:
+            yield f"batch_size {self.batch_size} gives none to some of its {self.accumulation * self.num_devices} parts"
+        if self.compile and self.variable_bptt:
+            yield "compile and variable_bptt exclude one another: each length would be compiled by itself"
+        if self.average_after and self.schedule == "anneal":
+            yield "average_after takes the place of annealing; use schedule constant"
+        if self.is_distributed and ":" in self.device:
+            yield f"device {self.device} is one device; with num_devices {self.num_devices} give cpu or cuda"
 
 
 # Where the command line's option has another name than the field.

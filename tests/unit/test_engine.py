@@ -1,24 +1,22 @@
 """The training loops: that they learn, and that a run which was interrupted ends in the same bytes."""
 
-import math
 import shutil
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from training_runs import check_resume, check_resume_within_evaluation, everything, run
 
 from services.trainer.engine.classifier import ClassifierTraining
 from services.trainer.engine.evaluation import Predictions
-from services.trainer.engine.language_model import LanguageModelTraining
-from services.trainer.engine.reports import EpochDone, EvaluationStep, StepDone, Training
+from services.trainer.engine.reports import Training
 from tandem.checkpoints.card import Preprocessing
-from tandem.checkpoints.tensors import from_bytes, to_bytes
+from tandem.checkpoints.tensors import to_bytes
 from tandem.data.splits import PackedSplit
 from tandem.errors import NonFiniteLoss, OutOfMemory, TrainingFailed
-from tandem.jobs.spec import ClassifierJob, LanguageModelJob
+from tandem.jobs.spec import ClassifierJob
 from tandem.models.classifiers import build_classifier
-from tandem.models.language_models import LanguageModelShape, build_language_model
 from tandem.models.weights import bare_state, load_weights
 
 CPU = torch.device("cpu")
@@ -43,34 +41,6 @@ def classifier(**changes: object) -> ClassifierTraining:
     network = build_classifier(spec.arch, 3, size, spec.stem)
     preprocessing = PREPROCESSING.model_copy(update={"image_size": size, "resize": size})
     return ClassifierTraining(spec, network, colours(40, preprocessing), colours(12, preprocessing), preprocessing, CPU)
-
-
-def sequence(length: int) -> Tensor:
-    """Each token follows from the one before, with a little noise."""
-    return (torch.arange(length) * 3 + torch.arange(length) // 7) % 11
-
-
-def language_model(model: str = "LSTM", **changes: object) -> LanguageModelTraining:
-    values = {"dataset": "d", "model_name": "m", "model": model, "epochs": 2, "batch_size": 4, "bptt": 8}
-    spec = LanguageModelJob.model_validate({**values, "embedding_size": 16, "hidden_size": 16, **changes})
-    shape = LanguageModelShape(spec.model, 11, 16, 16, spec.num_layers, spec.num_heads, spec.dropout, False, 16)
-    torch.manual_seed(0)
-    return LanguageModelTraining(spec, build_language_model(shape), sequence(400), sequence(90), CPU)
-
-
-def run(training: Training, until: Callable[[int], bool] = lambda _: False) -> list[EpochDone]:
-    """Train to the end, or to the first step for which `until` holds."""
-    epochs = []
-    for report in training.fit():
-        if isinstance(report, EpochDone):
-            epochs.append(report)
-        if isinstance(report, StepDone) and until(report.step):
-            break
-    return epochs
-
-
-def everything(training: Training) -> bytes:
-    return to_bytes(bare_state(training.served_network)) + to_bytes(training.snapshot())
 
 
 EVERYTHING: dict[str, object] = {
@@ -99,43 +69,18 @@ MAKERS: dict[str, Callable[[], Training]] = {
         crop="resized",
         num_workers=2,
     ),
-    "LSTM": language_model,
-    "GRU": lambda: language_model("GRU"),
-    "Transformer": lambda: language_model("Transformer"),
-    "LSTM by SGD": lambda: language_model(optimizer="sgd", learning_rate=1.0),
 }
 
 
 @pytest.mark.parametrize("stop_at", [1, 5])
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_run_resumed_at_any_step_ends_in_the_same_bytes(name: str, stop_at: int) -> None:
-    make = MAKERS[name]
-    straight = make()
-    run(straight)
-
-    first = make()
-    run(first, until=lambda step: step == stop_at)
-    weights, state = to_bytes(bare_state(first.served_network)), to_bytes(first.snapshot())
-    second = make()
-    torch.manual_seed(123)
-    load_weights(second.served_network, from_bytes(weights))
-    second.restore(from_bytes(state))
-    run(second)
-    assert second.step == straight.step == 2 * straight.steps_per_epoch
-    assert everything(second) == everything(straight)
+    check_resume(MAKERS[name], stop_at)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "everything on whole batches", "LSTM"])
+@pytest.mark.parametrize("name", ["resnet18", "everything on whole batches"])
 def test_a_run_resumed_within_an_evaluation_ends_in_the_same_bytes_and_says_the_same(name: str) -> None:
-    make = MAKERS[name]
-    straight = make()
-    epochs = run(straight)
-    first, second = make(), make()
-    next(report for report in first.fit() if isinstance(report, EvaluationStep))
-    load_weights(second.served_network, bare_state(first.served_network))
-    second.restore(first.snapshot())
-    assert [epoch.metrics for epoch in run(second)] == [epoch.metrics for epoch in epochs]
-    assert everything(second) == everything(straight)
+    check_resume_within_evaluation(MAKERS[name])
 
 
 class Small(torch.nn.Module):
@@ -195,30 +140,6 @@ def test_a_classifier_learns_colours() -> None:
     assert metrics["val_best_acc1"] == 100.0
 
 
-@pytest.mark.parametrize("model", ["RNN_TANH", "RNN_RELU", "LSTM", "GRU", "Transformer"])
-def test_every_language_model_learns_the_sequence(model: str) -> None:
-    epochs = run(language_model(model, epochs=8, learning_rate=0.02, dropout=0.0))
-    assert min(epoch.metrics["val_ppl"] for epoch in epochs) < 4.0, "11 would be a guess"
-
-
-def test_the_learning_rate_is_divided_by_four_when_val_does_not_improve() -> None:
-    for optimizer in ("adamw", "sgd"):
-        training = language_model(optimizer=optimizer, learning_rate=0.02)
-        assert training._anneal(2.0)
-        assert not training._anneal(2.5)
-        assert {group["lr"] for group in training.optimizer.param_groups} == {0.005}
-
-
-def test_evaluation_counts_every_token_once() -> None:
-    training = language_model()
-    training.network.eval()
-    tokens = sequence(90)
-    with torch.no_grad():
-        logits, _ = training.network(tokens[None, :-1], None)
-        expected = torch.nn.functional.cross_entropy(logits[0], tokens[1:]).item()
-    assert math.isclose(training.evaluate(tokens), expected, rel_tol=1e-5)
-
-
 def test_a_loss_that_is_no_number_ends_the_run_with_a_remedy() -> None:
     training = classifier(epochs=1)
     with torch.no_grad():
@@ -232,11 +153,6 @@ def test_batches_cover_the_split_and_never_hold_one_image() -> None:
     assert classifier(batch_size=39).steps_per_epoch == 1, "a last batch of one image is left out"
     with pytest.raises(TrainingFailed, match="too few for --batch-size 500; use at most 40"):
         classifier(batch_size=500)
-
-
-def test_too_short_a_text_is_refused_at_the_start() -> None:
-    with pytest.raises(TrainingFailed, match="too few for a batch of 300"):
-        language_model(batch_size=300)
 
 
 def test_a_moving_average_is_what_is_evaluated_and_saved() -> None:

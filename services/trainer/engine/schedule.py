@@ -2,7 +2,7 @@
 
 import math
 
-from tandem.jobs.spec import ClassifierJob
+from tandem.jobs.spec import ClassifierJob, TrainingSpec
 
 # Of one cycle: where it begins below the peak, where it ends below the beginning, and the share that it rises for
 # (torch.optim.lr_scheduler.OneCycleLR's defaults, after Smith and Topin 2018).
@@ -10,8 +10,11 @@ _DIVISOR, _FINAL_DIVISOR, _RISE = 25.0, 1e4, 0.3
 _SIZE_STEP = 8
 
 
-def learning_rate_at(spec: ClassifierJob, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of update `step` (from 0): warm-up, then the schedule of the spec."""
+def learning_rate_at(spec: TrainingSpec, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of update `step` (from 0): warm-up, then the schedule of the spec.
+
+    What `anneal` takes off depends on the evaluations, and is not in it.
+    """
     peak, total, warmup = spec.learning_rate, spec.epochs * steps_per_epoch, _warmup_epochs(spec) * steps_per_epoch
     if spec.schedule == "onecycle":
         return _one_cycle(peak, step, warmup, total)
@@ -22,13 +25,15 @@ def learning_rate_at(spec: ClassifierJob, step: int, steps_per_epoch: int) -> fl
         return peak * 0.5 * (1 + math.cos(math.pi * share))
     if spec.schedule == "linear":
         return peak * (1 - share)
-    if spec.schedule == "step":
+    if isinstance(spec, ClassifierJob) and spec.schedule == "step":
         length = spec.step_epochs or max(math.ceil(spec.epochs / 3), 1)
         return float(peak * spec.step_factor ** (step // steps_per_epoch // length))
     return peak
 
 
-def _warmup_epochs(spec: ClassifierJob) -> float:
+def _warmup_epochs(spec: TrainingSpec) -> float:
+    if spec.warmup_epochs is None and spec.schedule == "anneal":
+        return 0.0
     if spec.warmup_epochs is None:
         return _RISE * spec.epochs if spec.schedule == "onecycle" else min(1.0, spec.epochs / 2)
     # As long as the whole run it would never end.
