@@ -1,6 +1,7 @@
 """From a job spec to a training run: the process set up, the data opened, and the right kind of job made."""
 
 import os
+import shutil
 
 import torch
 
@@ -10,7 +11,7 @@ from services.trainer.job import Job
 from services.trainer.language_model_job import language_model_job
 from tandem.data.manifest import ImageDataset, TextDataset, read_dataset
 from tandem.data.randomness import derive_seed
-from tandem.errors import InvalidJob
+from tandem.errors import InvalidJob, TrainingFailed
 from tandem.jobs.spec import ClassifierJob, LanguageModelJob, TrainingSpec
 from tandem.models.devices import resolve_device
 from tandem.volume import Volume
@@ -21,6 +22,8 @@ def assemble(spec: TrainingSpec, volume: Volume, run_id: str, ranks: Ranks = ALO
     if ranks.size > 1 and spec.num_devices != ranks.size:
         raise InvalidJob(f"torchrun started {ranks.size} processes; the job's num_devices says otherwise")
     device = _device(spec, ranks)
+    if spec.compile and not shutil.which(os.environ.get("CXX", "g++")):
+        raise TrainingFailed("--compile needs a C++ compiler, and there is no g++ here; leave it away, or install one")
     _set_threads(spec.num_threads, ranks)
     _set_determinism(isinstance(spec, ClassifierJob) and spec.deterministic)
     dataset = read_dataset(volume, spec.dataset)

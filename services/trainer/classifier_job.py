@@ -1,8 +1,5 @@
 """A classifier's training run: images opened, network built, first weights loaded, and the card of the result."""
 
-import os
-import shutil
-
 import torch
 from torch import nn
 
@@ -82,8 +79,6 @@ def classifier_job(
 def _network(
     spec: ClassifierJob, dataset: ImageDataset, preprocessing: Preprocessing, volume: Volume, run_id: str
 ) -> nn.Module:
-    if spec.compile and not shutil.which(os.environ.get("CXX", "g++")):
-        raise TrainingFailed("--compile needs a C++ compiler, and there is no g++ here; leave it away, or install one")
     size, num_classes = preprocessing.image_size, len(dataset.classes)
     network = build_classifier(spec.arch, num_classes, size, spec.stem)
     for each in {size, spec.start_size or size}:

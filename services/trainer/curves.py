@@ -49,6 +49,11 @@ class Curves:
         """Add a picture, uint8 (3, H, W)."""
         self._writer.add_image(name, pixels, step)
 
+    def text(self, name: str, words: str, step: int) -> None:
+        """Add a text, shown as it is."""
+        # TensorBoard reads Markdown: what stands four blanks in is left as it is.
+        self._writer.add_text(name, "\n".join(f"    {line}" for line in words.splitlines()), step)
+
     def hyper_parameters(self, spec: TrainingSpec, metrics: Mapping[str, float]) -> None:
         """Add the spec and the final metrics to the HParams page."""
         given = spec.model_dump(mode="json", exclude={"model_name"})

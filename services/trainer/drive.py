@@ -3,14 +3,16 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from services.trainer.curves import Curves
 from services.trainer.engine.reports import EpochDone, Report, StepDone
 from services.trainer.job import Job
 from services.trainer.reporter import Events, Reporter, finite_metrics, write_status
 from services.trainer.saver import Saver, load_best
+from tandem.checkpoints.files import read_pointer
 from tandem.errors import Conflict
 from tandem.jobs.runs import RECORD_FILE
 from tandem.jobs.spec import TrainingSpec
@@ -20,11 +22,25 @@ log = logging.getLogger("tandem.run")
 # Several processes agree each so many steps (or batches of an evaluation) whether to stop or to save, since each
 # agreement costs them a wait.
 _REPORTS_BETWEEN_VOTES = 4
+# A cancel is to take seconds; the checkpoint is saved by then.
+_TEST_S = 10.0
 
 
-def drive(
-    job: Job, spec: TrainingSpec, run: Path, attempt: int, events: Events, stop: Callable[[], bool]
-) -> dict[str, object]:
+class Stop(Protocol):
+    """Whether somebody has asked for the end, and whether it was a person: then the run ends for good."""
+
+    @property
+    def is_set(self) -> bool:
+        """True once the end has been asked for."""
+        ...
+
+    @property
+    def is_final(self) -> bool:
+        """True where the run is not to be continued."""
+        ...
+
+
+def drive(job: Job, spec: TrainingSpec, run: Path, attempt: int, events: Events, stop: Stop) -> dict[str, object]:
     """Train `job` to its end, from its newest checkpoint; return what status.json says."""
     saver = Saver(run, job.make_card, job.files, lambda: _check_fence(run, attempt), job.ranks.is_first)
     card = saver.resume(job.training, job.resume_from)
@@ -38,7 +54,8 @@ def drive(
             curves.graph(job.training.network, job.example)
         events.emit("started", attempt=attempt, step=job.training.step)
         if not driver.fit():
-            return _ended(job, run, attempt, "stopped", message=f"stopped at step {job.training.step}")
+            message = f"stopped at step {job.training.step}{driver.tested() if stop.is_final else ''}"
+            return _ended(job, run, attempt, "stopped", message=message)
         return driver.finish(run, attempt)
     finally:
         if curves:
@@ -55,7 +72,7 @@ class _Driver:
         saver: Saver,
         events: Events,
         curves: Curves | None,
-        stop: Callable[[], bool],
+        stop: Stop,
         spent_s: float,
     ) -> None:
         self._job, self._spec, self._saver, self._events, self._curves = job, spec, saver, events, curves
@@ -101,6 +118,8 @@ class _Driver:
         checkpoint = self._saver.save(self._job.training, metrics, is_best=report.improved)
         self._reporter.epoch(report)
         self._tell(checkpoint)
+        if self._curves and self._job.sample:
+            self._curves.text("sample", self._job.sample(), report.epoch)
         self._epoch_began = time.monotonic()
 
     def _rate(self) -> dict[str, float]:
@@ -113,7 +132,7 @@ class _Driver:
         self._num_reports += 1
         if self._job.ranks.size > 1 and self._num_reports % _REPORTS_BETWEEN_VOTES:
             return False, False
-        stop, save = self._job.ranks.any(self._stop(), is_due)
+        stop, save = self._job.ranks.any(self._stop.is_set, is_due)
         return stop, save
 
     def _save_within(self, epoch: int) -> None:
@@ -127,6 +146,18 @@ class _Driver:
     def _draw(self, metrics: Mapping[str, float], step: int, prefix: str = "") -> None:
         if self._curves:
             self._curves.scalars(metrics, step, prefix)
+
+    def tested(self) -> str:
+        """Measure the best network so far on the test split, if that takes seconds; return the end of a sentence."""
+        test, network = self._job.test_within, self._job.training.served_network
+        if test is None or self._job.ranks.size > 1 or read_pointer(self._saver.run, "best") is None:
+            return ""
+        checkpoint = load_best(self._saver.run, network)
+        metrics = test(_TEST_S)
+        if metrics is None:
+            return f"; the best checkpoint, {checkpoint.name}, was not tested: that takes more than {_TEST_S:.0f} s"
+        log.info("the best checkpoint is %s: %s", checkpoint.name, readable(metrics))
+        return f"; the best checkpoint, {checkpoint.name}, has {readable(metrics)}"
 
     def finish(self, run: Path, attempt: int) -> dict[str, object]:
         """Measure the best network once more, draw what it got wrong, and end."""

@@ -25,6 +25,9 @@ class Job:
     - `example` is an input that TensorBoard traces the network with.
     - `finish(curves)` measures the best network, which the loop holds by then, and returns metrics beyond those of its
       epoch; every process of the run must call it, the first one with the curves.
+    - `sample()` returns a text that the network as it is writes, for TensorBoard; None where it writes none.
+    - `test_within(seconds)` measures the network on the test split for a run that a person ends early; None where
+      there is none, or it takes longer.
     - `resume_from` is a checkpoint of another run to continue, where this run has none of its own.
     """
 
@@ -36,6 +39,8 @@ class Job:
     example: Tensor
     ranks: Ranks = ALONE
     resume_from: Path | None = None
+    sample: Callable[[], str] | None = None
+    test_within: Callable[[float], dict[str, float] | None] | None = None
 
 
 def origin(spec: TrainingSpec, dataset: Dataset, network: nn.Module, run_id: str) -> dict[str, Any]:

@@ -1,24 +1,30 @@
 """A language model's training run: text opened, network built, and the card that will describe it."""
 
-import torch
+import math
 
-from services.trainer.curves import Curves
+import torch
+from torch import nn
+
 from services.trainer.engine.language_model import LanguageModelTraining, perplexity
 from services.trainer.engine.ranks import Ranks
 from services.trainer.job import Job, origin
 from tandem.checkpoints.card import Card, LanguageModelCard
 from tandem.checkpoints.files import NETWORK_FILE, VOCABULARY_FILE
 from tandem.data.corpus import load_tokens
+from tandem.data.detokenize import Detokenizer
 from tandem.data.manifest import TextDataset
+from tandem.data.vocabulary import Vocabulary
 from tandem.jobs.spec import LanguageModelJob
 from tandem.models import layers
 from tandem.models.awd_lstm import AwdDropouts
 from tandem.models.language_models import LanguageModelShape, build_language_model
+from tandem.models.sampling import Sampling, draw
 from tandem.models.structure import layer_table
 from tandem.volume import Volume
 
 # What a Transformer sees of the past, in training windows: state is carried, so more than one is of use.
 _CONTEXT_WINDOWS = 4
+_SAMPLE_WORDS = 60
 
 
 def language_model_job(
@@ -42,18 +48,42 @@ def language_model_job(
         found = origin(spec, dataset, network, run_id)
         return LanguageModelCard(**found, **vars(shape), epoch=epoch, step=step, metrics=metrics)
 
-    def finish(_: Curves | None) -> dict[str, float]:
+    def test(within_s: float = math.inf) -> dict[str, float] | None:
         if "test" not in dataset.num_tokens:
-            return {}
-        loss = training.evaluate(load_tokens(directory, "test", spec.limit_val_tokens))
-        return {"test_loss": loss, "test_ppl": perplexity(loss)}
+            return None
+        loss = training.evaluate(load_tokens(directory, "test", spec.limit_val_tokens), within_s)
+        return None if loss is None else {"test_loss": loss, "test_ppl": perplexity(loss)}
 
     example = torch.zeros(1, spec.bptt, dtype=torch.int64, device=device)
+    vocabulary = (directory / VOCABULARY_FILE).read_bytes()
     files = {
-        VOCABULARY_FILE: (directory / VOCABULARY_FILE).read_bytes(),
+        VOCABULARY_FILE: vocabulary,
         NETWORK_FILE: layers.to_json(layer_table(network, example)),
     }
-    return Job(training, make_card, files, "words", finish, example, ranks)
+    return Job(
+        training,
+        make_card,
+        files,
+        "words",
+        lambda _: test() or {},
+        example,
+        ranks,
+        sample=lambda: sample_text(training.served_network, Vocabulary.from_json(vocabulary), spec.seed, device),
+        test_within=test,
+    )
+
+
+@torch.inference_mode()
+def sample_text(network: nn.Module, vocabulary: Vocabulary, seed: int, device: torch.device) -> str:
+    """Return a text of 60 words that `network` writes, from the start of a line, at temperature 1."""
+    network.eval()
+    sampling, state, words = Sampling(seed=seed), None, list[str]()
+    token_id = vocabulary.end_id
+    for position in range(_SAMPLE_WORDS):
+        logits, state = network(torch.tensor([[token_id]], device=device), state)
+        token_id, _ = draw(logits[0, -1], sampling, position, vocabulary.unknown_id)
+        words.append(vocabulary.tokens[token_id])
+    return Detokenizer(vocabulary.tokenizer).push(words)
 
 
 def language_model_shape(spec: LanguageModelJob, vocabulary_size: int) -> LanguageModelShape:

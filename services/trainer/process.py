@@ -57,10 +57,10 @@ class TrainingProcess:
             self._process.wait()
         return self._out.closed
 
-    def ask_to_stop(self) -> None:
-        """Ask it to save and end; what it has started (loaders, ranks) is its own to end."""
+    def ask_to_stop(self, for_good: bool = False) -> None:
+        """Ask it to save and end, maybe for good; what it has started (loaders, ranks) is its own to end."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(signal.SIGINT if for_good else signal.SIGTERM)
 
     def kill(self) -> None:
         """End the whole group at once, and wait for it."""

@@ -1,8 +1,9 @@
 """The training process: `python -m services.trainer.run RUN_DIRECTORY --attempt N`.
 
 It reads job.json, computes, saves, and says how it ended in status.json. It knows no Redis: the supervisor reads its
-JSON lines from standard output. SIGTERM asks it to save and stop; it does so after the step in hand. Under torchrun it
-is one of several; the first of them saves and reports.
+JSON lines from standard output. SIGTERM asks it to save and stop; it does so after the step in hand. SIGINT (Ctrl-C)
+ends the run for good: what is best so far is tested then, if that takes seconds. Under torchrun it is one of several;
+the first of them saves and reports.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import IO
 
 from services.trainer.assembly import assemble
 from services.trainer.distributed import is_lost_contact, join_ranks, leave_ranks
-from services.trainer.drive import drive
+from services.trainer.drive import Stop, drive
 from services.trainer.engine.memory import is_out_of_memory
 from services.trainer.engine.ranks import ALONE, Ranks
 from services.trainer.evaluation import evaluate
@@ -34,14 +35,16 @@ log = logging.getLogger("tandem.run")
 
 
 class StopFlag:
-    """Set by SIGTERM; read between steps."""
+    """Set by SIGTERM, and by SIGINT for good; read between steps."""
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.is_set = self.is_final = False
         signal.signal(signal.SIGTERM, self._set)
+        signal.signal(signal.SIGINT, self._set)
 
-    def _set(self, *_: object) -> None:
+    def _set(self, number: int, _: object) -> None:
         self.is_set = True
+        self.is_final = self.is_final or number == signal.SIGINT
 
 
 def main() -> None:
@@ -51,7 +54,7 @@ def main() -> None:
     events = _take_standard_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     stop = StopFlag()
-    status = run_attempt(arguments.run, arguments.attempt, events, lambda: stop.is_set)
+    status = run_attempt(arguments.run, arguments.attempt, events, stop)
     events.write(json.dumps({"type": "ended", "at": time.time(), **status}) + "\n")
     events.flush()
     if "RANK" in os.environ:
@@ -75,7 +78,7 @@ def _take_standard_output() -> IO[str]:
     return os.fdopen(target, "w", encoding="utf-8")
 
 
-def run_attempt(run: Path, attempt: int, events: IO[str], stop: Callable[[], bool]) -> dict[str, object]:
+def run_attempt(run: Path, attempt: int, events: IO[str], stop: Stop) -> dict[str, object]:
     """Do the job until it is done, stopped or failed; return what status.json says."""
     ranks = ALONE
     try:
@@ -83,7 +86,7 @@ def run_attempt(run: Path, attempt: int, events: IO[str], stop: Callable[[], boo
             spec = parse_spec((run / SPEC_FILE).read_bytes())
             volume = Volume(run.parent.parent)
             if isinstance(spec, EvaluationJob):
-                return _evaluate(spec, run, attempt, volume, events, stop)
+                return _evaluate(spec, run, attempt, volume, events, lambda: stop.is_set)
             ranks = join_ranks(wants_gpu=spec.device != "cpu")
             status = drive(assemble(spec, volume, run.name, ranks), spec, run, attempt, Events(events), stop)
             leave_ranks()

@@ -212,7 +212,7 @@ class _Attempt:
         now = time.monotonic()
         if self._stop_asked_at is None:
             self._stop_asked_at = now
-            process.ask_to_stop()
+            process.ask_to_stop(for_good=self._record.cancel_requested)
         elif now - self._stop_asked_at > self._s._stop_grace_s:
             log.warning("run %s did not stop in %.0f s: killed", self._record.run_id, self._s._stop_grace_s)
             process.kill()

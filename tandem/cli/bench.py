@@ -42,7 +42,9 @@ def bench() -> None:
 @options(
     click.option("--devices", default="", help="Such as cpu,cuda:0,cuda:0+cuda:1: each by itself, or several with +."),
     click.option("--data", "dataset", help="A prepared dataset.  [default: made-up images, 64 px, 200 classes]"),
-    click.option("--preset", type=click.Choice(preset_names()), help="Named values, at their full image size."),
+    click.option(
+        "--preset", type=click.Choice(preset_names("train_classifier")), help="Named values, at their full image size."
+    ),
     spec_option(ClassifierJob, "arch", "Any torchvision classifier.  [default: resnet18]"),
     spec_option(ClassifierJob, "stem", "small: 3×3, stride 1, no pooling (ResNet family)."),
     spec_option(

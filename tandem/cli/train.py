@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from tandem.cli.output import json_option, print_json
 from tandem.errors import InvalidJob
-from tandem.jobs.presets import load_preset, preset_names
+from tandem.jobs.presets import Kind, load_preset, preset_names
 from tandem.jobs.spec import ClassifierJob, LanguageModelJob, make_spec
 
 if TYPE_CHECKING:
@@ -65,10 +65,23 @@ def _shared(model: type[BaseModel]) -> Callable[[Command], Command]:
         spec_option(model, "device", "auto, cpu, cuda or cuda:N."),
         spec_option(model, "precision", "bfloat16 computes under autocast; auto: where the device has it."),
         spec_option(model, "num_threads", "CPU threads; all cores if left out."),
+        spec_option(model, "accumulation", "Parts of an update, one after another, for less memory."),
+        spec_option(model, "num_devices", "GPUs of this machine (or processes on its CPU) that share every batch."),
+        spec_option(model, "compile", "torch.compile; needs a C++ compiler."),
+        spec_option(model, "schedule", "How the learning rate falls."),
+        spec_option(
+            model, "warmup_epochs", "Epochs of warm-up; 1 if left out, 30 % of all for onecycle, none for anneal."
+        ),
         spec_option(model, "checkpoint_every_s", "Seconds between checkpoints within an epoch."),
+        click.option("--show-spec", is_flag=True, help="Print the job spec, and submit nothing."),
         click.option("--follow", "-f", is_flag=True, help="Show progress until the run ends; Ctrl-C leaves it going."),
         json_option,
     )
+
+
+def _preset(kind: Kind) -> Any:
+    names = click.Choice(preset_names(kind))
+    return click.option("--preset", type=names, help="Named values; any option overrides its own.")
 
 
 @click.group()
@@ -82,7 +95,7 @@ _CLASSIFIER = partial(spec_option, ClassifierJob)
 
 @train.command()
 @options(
-    click.option("--preset", type=click.Choice(preset_names()), help="Named values; any option overrides its own."),
+    _preset("train_classifier"),
     _CLASSIFIER("arch", "Any torchvision classifier: resnet18, mobilenet_v3_small, vit_b_16 …"),
     _CLASSIFIER("stem", "small: 3×3, stride 1, no pooling, for small images (ResNet family)."),
     click.option(
@@ -93,14 +106,11 @@ _CLASSIFIER = partial(spec_option, ClassifierJob)
     ),
     _shared(ClassifierJob),
     _CLASSIFIER("start_epoch", "Begin the schedule at this epoch."),
-    _CLASSIFIER("accumulation", "Parts of an update, one after another, for less memory."),
     _CLASSIFIER("momentum", "Of SGD."),
     _CLASSIFIER("nesterov", "Nesterov's momentum."),
     _CLASSIFIER("decay_all", "Decay norms and biases too, as the reference script does."),
-    _CLASSIFIER("schedule", "How the learning rate falls."),
     _CLASSIFIER("step_epochs", "Epochs between the falls of --schedule step; a third of all if left out."),
     _CLASSIFIER("step_factor", "What the rate is multiplied by at each fall of --schedule step."),
-    _CLASSIFIER("warmup_epochs", "Epochs of warm-up; 1 if left out, 30 % of all for onecycle."),
     _CLASSIFIER("label_smoothing", "Share of each label spread over all classes."),
     _CLASSIFIER("mixup", "Alpha of mixup; 0 is off."),
     _CLASSIFIER("cutmix", "Alpha of CutMix; 0 is off. With mixup, either by chance."),
@@ -119,12 +129,9 @@ _CLASSIFIER = partial(spec_option, ClassifierJob)
     _CLASSIFIER("flip_evaluation", "At the end also evaluate on images and their mirror images."),
     _CLASSIFIER("data_path", "Pixels on the GPU, pixels mapped into memory, or files decoded each epoch."),
     _CLASSIFIER("num_workers", "Loader processes; one for each core if left out.", "--workers"),
-    _CLASSIFIER("num_devices", "GPUs of this machine (or processes on its CPU) that share every batch."),
-    _CLASSIFIER("compile", "torch.compile; needs a C++ compiler."),
     _CLASSIFIER("deterministic", "Refuse operations that have no deterministic kernel."),
     _CLASSIFIER("limit_train_images", "Use so many train images, spread over the classes."),
     _CLASSIFIER("limit_val_images", "Use so many val images, spread over the classes."),
-    click.option("--show-spec", is_flag=True, help="Print the job spec, and submit nothing."),
 )
 def classifier(preset: str | None, weights: str | None, **values: Any) -> None:
     """Train an image classifier on a prepared image dataset."""
@@ -143,25 +150,54 @@ def _kind_of_weights(weights: str) -> str:
     return "weights_from"
 
 
+_LANGUAGE_MODEL = partial(spec_option, LanguageModelJob)
+
+
 @train.command()
 @options(
-    spec_option(LanguageModelJob, "model", "The network.", required=True),
+    _preset("train_language_model"),
+    _LANGUAGE_MODEL("model", "The network; needed unless --preset names one."),
     _shared(LanguageModelJob),
-    spec_option(LanguageModelJob, "optimizer", "adamw, or sgd as the well-known example (then --lr 20, or 5)."),
-    spec_option(LanguageModelJob, "embedding_size", "Width of the word embedding.", "--emsize"),
-    spec_option(LanguageModelJob, "hidden_size", "Width of a recurrent or feed-forward layer.", "--nhid"),
-    spec_option(LanguageModelJob, "num_layers", "Layers.", "--nlayers"),
-    spec_option(LanguageModelJob, "num_heads", "Attention heads of the Transformer.", "--nhead"),
-    spec_option(LanguageModelJob, "dropout", "Share of activations dropped in training."),
-    spec_option(LanguageModelJob, "tied", "Share the weights of embedding and output."),
-    spec_option(LanguageModelJob, "bptt", "Words in a training window."),
-    spec_option(LanguageModelJob, "clip_norm", "Largest norm of the gradient.", "--clip"),
-    spec_option(LanguageModelJob, "limit_train_tokens", "Use the first so many words of the train split."),
-    spec_option(LanguageModelJob, "limit_val_tokens", "Use the first so many words of the valid and test splits."),
+    _LANGUAGE_MODEL("optimizer", "adamw, or sgd as the well-known example (then --lr 20, or 5)."),
+    _LANGUAGE_MODEL("momentum", "Of SGD."),
+    _LANGUAGE_MODEL("embedding_size", "Width of the word embedding.", "--emsize"),
+    _LANGUAGE_MODEL("hidden_size", "Width of a recurrent or feed-forward layer.", "--nhid"),
+    _LANGUAGE_MODEL("num_layers", "Layers.", "--nlayers"),
+    _LANGUAGE_MODEL("num_heads", "Attention heads of the Transformer.", "--nhead"),
+    _LANGUAGE_MODEL("dropout", "Share of activations dropped in training."),
+    _LANGUAGE_MODEL("embedding_dropout", "Of AWD_LSTM: share of words whose embedding is dropped."),
+    _LANGUAGE_MODEL("input_dropout", "Of AWD_LSTM: share of the embedding's output that is dropped."),
+    _LANGUAGE_MODEL("hidden_dropout", "Of AWD_LSTM: share of what passes between layers that is dropped."),
+    _LANGUAGE_MODEL("weight_dropout", "Of AWD_LSTM: share of the weights from state to state that is dropped."),
+    _LANGUAGE_MODEL("activation_penalty", "Penalty on large activations (AR); AWD_LSTM is trained with 2."),
+    _LANGUAGE_MODEL("change_penalty", "Penalty on their change from word to word (TAR); AWD_LSTM is trained with 1."),
+    _LANGUAGE_MODEL(
+        "average_after", "Average the weights once so many epochs have brought nothing; with --schedule constant."
+    ),
+    _LANGUAGE_MODEL("tied", "Share the weights of embedding and output."),
+    _LANGUAGE_MODEL("bptt", "Words in a training window."),
+    _LANGUAGE_MODEL("variable_bptt", "Windows of random lengths about --bptt."),
+    _LANGUAGE_MODEL("context_length", "Words that a layer of the Transformer looks back; 4 windows if left out."),
+    _LANGUAGE_MODEL("clip_norm", "Largest norm of the gradient.", "--clip"),
+    _LANGUAGE_MODEL("limit_train_tokens", "Use the first so many words of the train split."),
+    _LANGUAGE_MODEL("limit_val_tokens", "Use the first so many words of the valid and test splits."),
+    click.option(
+        "--dry-run", is_flag=True, help="One update and a short evaluation, as model 'dry-run', to see that all works."
+    ),
 )
-def lm(**values: Any) -> None:
+def lm(preset: str | None, dry_run: bool, **values: Any) -> None:
     """Train a word-level language model on a prepared text dataset."""
-    _submit("train_language_model", "model", **values)
+    given = {name: value for name, value in values.items() if value is not None}
+    merged = {**(load_preset(preset) if preset else {}), **given}
+    _submit("train_language_model", "model", **(_dried(merged) if dry_run else merged))
+
+
+def _dried(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` cut down to one update, under a name of their own: a dry run must not become a version."""
+    fields = LanguageModelJob.model_fields
+    batch_size, bptt = (values.get(each, fields[each].default) for each in ("batch_size", "bptt"))
+    limits = {"epochs": 1, "limit_train_tokens": batch_size * (bptt + 1), "limit_val_tokens": 2 * bptt + 2}
+    return {"model_name": "dry-run", **values, **limits}
 
 
 def _submit(kind: str, network: str, *, follow: bool, as_json: bool, show_spec: bool = False, **values: Any) -> None:

@@ -1,24 +1,18 @@
 """The training process by itself, without a broker: what it leaves behind, and that a SIGKILL changes nothing."""
 
-import json
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from samples import write_image_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from training_process import end_state, events, finish, new_run, start
 
-from tandem.checkpoints.files import list_checkpoints, read_pointer, read_verified
-from tandem.jobs.runs import SPEC_FILE
-from tandem.jobs.spec import make_spec
+from tandem.checkpoints.files import list_checkpoints
 from tandem.volume import Volume
 
 BASIS = {"kind": "train_classifier", "dataset": "shapes", "model_name": "m", "arch": "resnet18", "batch_size": 16}
@@ -45,42 +39,6 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     volume = Volume(tmp_path_factory.mktemp("volume"))
     write_image_dataset(volume, "shapes")
     return volume
-
-
-def new_run(volume: Volume, run_id: str, values: dict[str, Any]) -> Path:
-    run = volume.run(run_id)
-    run.mkdir(parents=True)
-    (run / SPEC_FILE).write_text(make_spec(values).model_dump_json())
-    return run
-
-
-def start(run: Path, attempt: int) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "services.trainer.run", str(run), "--attempt", str(attempt)]
-    log = open(run / "log.txt", "a")  # noqa: SIM115
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, env={**os.environ}
-    )
-
-
-def events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        yield json.loads(line)
-
-
-def finish(run: Path, attempt: int = 1) -> dict[str, Any]:
-    process = start(run, attempt)
-    (*_, last) = events(process)
-    process.wait(30)
-    assert last["outcome"] == "succeeded", (last, (run / "log.txt").read_text()[-2000:])
-    return last
-
-
-def end_state(run: Path) -> dict[str, bytes]:
-    checkpoint = read_pointer(run, "latest")
-    assert checkpoint is not None
-    files = read_verified(checkpoint)
-    return {name: files[name] for name in ("model.safetensors", "trainer_state.safetensors")}
 
 
 def test_killed_at_random_steps_a_run_ends_in_the_same_bytes(volume: Volume) -> None:

@@ -1,7 +1,6 @@
 """Training language models: that they learn, and that a run which was interrupted ends in the same bytes."""
 
 import itertools
-import math
 import shutil
 from collections.abc import Callable
 
@@ -160,7 +159,8 @@ def test_evaluation_counts_every_token_once() -> None:
     with torch.no_grad():
         logits, _ = training.network(tokens[None, :-1], None)
         expected = F.cross_entropy(logits[0], tokens[1:]).item()
-    assert math.isclose(training.evaluate(tokens), expected, rel_tol=1e-5)
+    assert training.evaluate(tokens) == pytest.approx(expected, rel=1e-5)
+    assert training.evaluate(tokens, within_s=-1.0) is None
 
 
 def test_once_stuck_the_mean_of_the_weights_is_the_model() -> None:

@@ -1,4 +1,4 @@
-"""`tandem train classifier`: presets, and options that override them."""
+"""`tandem train`: presets, and options that override them."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from tandem.cli.train import train
+from tandem.data.corpus import num_windows
 from tandem.jobs.presets import load_preset, preset_names
 from tandem.jobs.spec import make_spec
 
@@ -25,14 +26,14 @@ def refusal(*options: str) -> str:
     return result.output.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", preset_names("train_classifier"))
 def test_every_preset_is_a_whole_spec(name: str) -> None:
     make_spec({"kind": "train_classifier", "dataset": "d", "model_name": "m", **load_preset(name)})
     assert spec("--preset", name).items() >= load_preset(name).items()
 
 
 def test_the_presets_are_those_of_the_documentation() -> None:
-    assert preset_names() == ("accurate-64", "compat-224", "fast-64")
+    assert preset_names("train_classifier") == ("accurate-64", "compat-224", "fast-64")
 
 
 def test_the_compatible_preset_has_the_references_values() -> None:
@@ -70,3 +71,45 @@ def test_weights_are_a_file_or_a_model(tmp_path: Path) -> None:
 def test_wrong_usage_is_one_line() -> None:
     assert "--arch is missing" in refusal()
     assert "did you mean resnet18" in refusal("--arch", "resnet81")
+
+
+def words(*options: str) -> dict[str, Any]:
+    result = CliRunner().invoke(train, ["lm", "--data", "d", *options, "--show-spec", "--json"])
+    assert result.exit_code == 0, result.output
+    values: dict[str, Any] = json.loads(result.output)
+    return values
+
+
+@pytest.mark.parametrize("name", preset_names("train_language_model"))
+def test_every_preset_of_words_is_a_whole_spec(name: str) -> None:
+    assert words("--preset", name).items() >= load_preset(name).items()
+
+
+def test_the_presets_of_words_are_those_of_the_documentation() -> None:
+    names = ("awd-lstm", "awd-lstm-asgd", "compat-lstm", "compat-transformer", "modern-transformer")
+    assert preset_names("train_language_model") == names
+
+
+@pytest.mark.parametrize(("name", "rate"), [("compat-lstm", 20), ("compat-transformer", 5)])
+def test_the_compatible_presets_of_words_have_the_references_values(name: str, rate: int) -> None:
+    sizes = {"embedding_size": 200, "hidden_size": 200, "num_layers": 2, "dropout": 0.2, "batch_size": 20, "bptt": 35}
+    recipe = {"optimizer": "sgd", "schedule": "anneal", "clip_norm": 0.25, "weight_decay": 0, "learning_rate": rate}
+    assert load_preset(name).items() >= {**sizes, **recipe}.items()
+
+
+def test_an_option_overrides_a_preset_of_words() -> None:
+    values = words("--preset", "compat-lstm", "--model", "GRU", "--epochs", "2")
+    assert (values["model"], values["epochs"], values["learning_rate"]) == ("GRU", 2, 20)
+    assert values["model_name"] == "d-gru"
+
+
+def test_a_dry_run_is_one_update_under_a_name_of_its_own() -> None:
+    values = words("--model", "LSTM", "--bptt", "10", "--dry-run")
+    assert (values["limit_train_tokens"], values["epochs"], values["model_name"]) == (20 * 11, 1, "dry-run")
+    assert num_windows(values["limit_train_tokens"] // values["batch_size"], values["bptt"]) == 1
+
+
+def test_a_network_must_be_named() -> None:
+    result = CliRunner().invoke(train, ["lm", "--data", "d", "--show-spec"])
+    assert result.exit_code == 2
+    assert "--model is missing" in result.output

@@ -1,6 +1,7 @@
 """Training a language model: windows of a long text with the state carried, and token-weighted evaluation."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -152,11 +153,13 @@ class LanguageModelTraining:
             yield EvaluationStep(self.finished_epochs + 1, self.step)
         losses.append(float(total) / (len(tokens) - 1))
 
-    def evaluate(self, tokens: Tensor) -> float:
-        """Return the mean loss of the network, in nats a token, over tokens (N,)."""
+    def evaluate(self, tokens: Tensor, within_s: float = math.inf) -> float | None:
+        """Return the mean loss of the network, in nats a token, over tokens (N,); None if it takes too long."""
         losses: list[float] = []
+        ends_at = time.monotonic() + within_s
         for _ in self._evaluate(tokens, losses):
-            pass
+            if time.monotonic() > ends_at:
+                return None
         return losses[0]
 
     def _judge(self, loss: float) -> bool:
