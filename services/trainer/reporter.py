@@ -44,7 +44,9 @@ class Reporter:
         """Count a step; return the running metrics when a progress event was due and has been written."""
         self._examples += report.num_examples
         elapsed = self._clock() - self._last
-        if elapsed < _PROGRESS_INTERVAL_S:
+        # Evaluation comes next, and the count begins anew: a short epoch would never be measured.
+        is_last_chance = self.rate is None and report.step % self._training.steps_per_epoch == 0
+        if elapsed < _PROGRESS_INTERVAL_S and not is_last_chance:
             return None
         metrics = finite_metrics(self._training, report.epoch)
         # Reading the metrics waits for the device, so only now is the time that of the work counted.

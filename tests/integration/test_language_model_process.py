@@ -96,7 +96,7 @@ def test_a_stop_that_is_not_for_good_tests_nothing(volume: Volume) -> None:
 
 @pytest.mark.parametrize("model", ["Transformer", "LSTM", "RNN_TANH", "AWD_LSTM"])
 def test_tensorboard_has_curves_samples_and_the_graph(volume: Volume, model: str) -> None:
-    run = new_run(volume, f"drawn-{model}", {**BASIS, "model": model, "epochs": 20})
+    run = new_run(volume, f"drawn-{model}", {**BASIS, "model": model, "epochs": 2})
     last = finish(run)
     assert {"test_loss", "test_ppl"} <= last["metrics"].keys()
     drawn = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
@@ -110,7 +110,7 @@ def test_tensorboard_has_curves_samples_and_the_graph(volume: Volume, model: str
     assert any("head" in name for name in parts)
     assert any("embedding" in name for name in parts)
     samples = drawn.Tensors("sample/text_summary")
-    assert [each.step for each in samples] == list(range(1, 21))
+    assert [each.step for each in samples] == [1, 2]
     assert len(samples[0].tensor_proto.string_val[0].decode().split()) > 20
 
 
