@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("startup", "training_step", "classification", "compat")
+NAMES = ("startup", "classification", "language_models", "compat")
 
 
 def main() -> None:
