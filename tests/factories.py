@@ -124,9 +124,15 @@ def publish_classifier(
 
 
 def publish_language_model(
-    volume: Volume, name: str, run_id: str, model: str = "LSTM", seed: int = 0, tokenizer: Tokenizer = "words"
+    volume: Volume,
+    name: str,
+    run_id: str,
+    model: str = "LSTM",
+    seed: int = 0,
+    tokenizer: Tokenizer = "words",
+    words: Vocabulary | None = None,
 ) -> Version:
-    words = vocabulary(tokenizer)
+    words = words or vocabulary(tokenizer)
     card = language_card(model, len(words), run_id)
     checkpoint = step_directory(volume.run(run_id), card.step)
     write_checkpoint(checkpoint, language_files(card, words, seed))

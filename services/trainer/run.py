@@ -25,9 +25,10 @@ from services.trainer.engine.ranks import ALONE, Ranks
 from services.trainer.evaluation import evaluate
 from services.trainer.reporter import Events, write_status
 from services.trainer.reporter_files import STATUS_FILE
+from services.trainer.text_evaluation import evaluate_text
 from tandem.errors import TandemError
 from tandem.jobs.runs import SPEC_FILE
-from tandem.jobs.spec import EvaluationJob, parse_spec
+from tandem.jobs.spec import EvaluationJob, TextEvaluationJob, parse_spec
 from tandem.processes import die_with_parent
 from tandem.volume import Volume, volume_errors
 
@@ -85,7 +86,7 @@ def run_attempt(run: Path, attempt: int, events: IO[str], stop: Stop) -> dict[st
         with volume_errors(run):
             spec = parse_spec((run / SPEC_FILE).read_bytes())
             volume = Volume(run.parent.parent)
-            if isinstance(spec, EvaluationJob):
+            if isinstance(spec, EvaluationJob | TextEvaluationJob):
                 return _evaluate(spec, run, attempt, volume, events, lambda: stop.is_set)
             ranks = join_ranks(wants_gpu=spec.device != "cpu")
             status = drive(assemble(spec, volume, run.name, ranks), spec, run, attempt, Events(events), stop)
@@ -106,11 +107,19 @@ def run_attempt(run: Path, attempt: int, events: IO[str], stop: Stop) -> dict[st
 
 
 def _evaluate(
-    spec: EvaluationJob, run: Path, attempt: int, volume: Volume, events: IO[str], stop: Callable[[], bool]
+    spec: EvaluationJob | TextEvaluationJob,
+    run: Path,
+    attempt: int,
+    volume: Volume,
+    events: IO[str],
+    stop: Callable[[], bool],
 ) -> dict[str, object]:
     told = Events(events)
     told.emit("started", attempt=attempt)
-    metrics = evaluate(spec, run, volume, told.emit, stop)
+    if isinstance(spec, TextEvaluationJob):
+        metrics = evaluate_text(spec, run, volume, told.emit, stop)
+    else:
+        metrics = evaluate(spec, run, volume, told.emit, stop)
     if metrics is None:
         return write_status(run, attempt, "stopped", message="stopped before its end")
     return write_status(run, attempt, "succeeded", metrics=metrics)

@@ -107,6 +107,7 @@ def _spec(dataset: str | None, given: dict[str, Any]) -> dict[str, Any]:
         spec = make_spec({"kind": "train_classifier", "dataset": dataset or _MADE_UP, "model_name": "bench", **values})
     except InvalidJob as error:
         raise click.UsageError(str(error)) from None
+    assert isinstance(spec, ClassifierJob)
     _check_batch(spec.batch_size, given["limit_train_images"])
     return spec.model_dump(mode="json")
 

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.25
 _PLAIN_INTERVAL_S = 3.0
-_UNITS = {"train_classifier": "images", "train_language_model": "words", "evaluate_classifier": "images"}
+_UNITS = {
+    "train_classifier": "images",
+    "train_language_model": "words",
+    "evaluate_classifier": "images",
+    "evaluate_language_model": "words",
+}
+# What the steps of a run without epochs are.
+_STEPS = {"evaluate_classifier": "batch", "evaluate_language_model": "word"}
 
 
 def follow_run(
@@ -94,9 +101,9 @@ def progress_text(record: JobRecord) -> str:
     if not progress.num_steps:
         return record.message or ("waits for a worker" if record.state is State.QUEUED else "starting")
     steps = f"{progress.step}/{progress.num_steps}"
-    # An evaluation has no epochs: its steps are batches.
+    # An evaluation has no epochs: its steps are batches of images, or single words.
     parts = [f"epoch {progress.epoch}/{progress.num_epochs}", f"step {steps}"]
-    parts = parts if progress.num_epochs else [f"batch {steps}"]
+    parts = parts if progress.num_epochs else [f"{_STEPS[record.kind]} {steps}"]
     parts.append(metrics_text(progress.metrics))
     if progress.rate:
         parts.append(f"{progress.rate:,.0f} {_UNITS[record.kind]}/s")
@@ -111,6 +118,7 @@ def metrics_text(metrics: dict[str, float]) -> str:
     shown += [("val_loss", "val loss {:.3f}"), ("val_acc1", "val acc {:.1f} %"), ("val_ppl", "val ppl {:.1f}")]
     shown += [("acc1", "acc@1 {:.2f} %"), ("acc5", "acc@5 {:.2f} %"), ("loss", "loss {:.3f}")]
     shown += [("ece", "calibration error {:.3f}"), ("flip_acc1", "with mirror images acc@1 {:.2f} %")]
+    shown += [("ppl", "ppl {:.2f}"), ("cache_ppl", "with a cache ppl {:.2f}"), ("dynamic_ppl", "dynamic ppl {:.2f}")]
     return "  ".join(text.format(metrics[name]) for name, text in shown if name in metrics)
 
 

@@ -6,7 +6,8 @@ from tandem.checkpoints.registry import Registry, check_kind
 from tandem.data.manifest import ImageDataset, read_dataset
 from tandem.errors import DatasetNotFound, InvalidJob
 from tandem.jobs.sizes import sizes_of
-from tandem.jobs.spec import ClassifierJob, EvaluationJob, JobSpec, LanguageModelJob
+from tandem.jobs.spec import ClassifierJob, EvaluationJob, JobSpec, LanguageModelJob, TextEvaluationJob
+from tandem.jobs.text_checks import check_text_evaluation
 from tandem.volume import Volume
 
 
@@ -17,6 +18,8 @@ def check_job(spec: JobSpec, volume: Volume) -> JobSpec:
     """
     if isinstance(spec, EvaluationJob):
         return _check_evaluation(spec, volume)
+    if isinstance(spec, TextEvaluationJob):
+        return check_text_evaluation(spec, volume)
     if isinstance(spec, LanguageModelJob):
         _check_name(spec.model_name, "language_model", volume)
         dataset = read_dataset(volume, spec.dataset)
