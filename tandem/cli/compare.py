@@ -105,6 +105,8 @@ def _predictions_file(argument: str) -> Path | None:
     record = read_mirror(run)
     if record is None or record.kind in MODEL_KINDS:
         return None
+    if record.kind == "evaluate_language_model":
+        raise InvalidRequest(f"evaluation {record.run_id} is of a language model; predictions are of classifiers")
     if not (run / PREDICTIONS_FILE).is_file():
         raise InvalidRequest(f"evaluation {record.run_id} has no predictions; it is {record.state}")
     return run / PREDICTIONS_FILE

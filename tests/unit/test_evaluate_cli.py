@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import class_names
+from factories import class_names, publish_classifier, publish_language_model
 
+from tandem.checkpoints.files import write_pointer
 from tandem.cli.evaluate import _print_report
+from tandem.cli.evaluate_text import print_text_report
 from tandem.cli.follow import closing_line, progress_text
 from tandem.cli.main import main
 from tandem.comparison.predictions import PREDICTIONS_FILE, Header, Prediction, ScoredId, write_predictions
@@ -116,6 +118,8 @@ def test_an_evaluation_is_named_by_its_run(tandem: Terminal, files: tuple[str, s
     assert "evaluation r-1 has no predictions; it is QUEUED" in tandem("compare", "run:r-1", files[0], code=1)
     write(tandem.volume.run("r-1") / PREDICTIONS_FILE, LABELS)
     assert json.loads(tandem("compare", "run:r-1", files[0], "--json"))["num_disagreements"] == 0
+    write_run(tandem.volume, "r-3", "evaluate_language_model")
+    assert "evaluation r-3 is of a language model" in tandem("compare", "run:r-3", files[0], code=1)
     # The run of a training is a model, as everywhere.
     write_run(tandem.volume, "r-2", "train_classifier")
     assert "'run:r-2' is no predictions file, as the other is" in tandem("compare", "run:r-1", "run:r-2", code=1)
@@ -157,6 +161,18 @@ def test_compare_says_what_is_wrong_with_files(
         (["--data", "d", "--no-follow", "--output", "p.jsonl"], "leave out --no-follow"),
         (["--data", "d", "--output", "no/such/folder/p.jsonl"], "in a folder that exists"),
         (["--data", "d", "--output", "."], "give the path of a file"),
+        (["--data", "d", "--limit", "0"], "--limit: Input should be greater than or equal to 1 (got 0)"),
+        (["--data", "d", "--mode", "fast"], "'fast' is not one of"),
+        (["--data", "d", "--mode", "cache", "--limit", "1"], "--limit: Input should be greater than or equal to 2"),
+        (["--data", "d", "--mode", "cache", "--cache-lambda", "1"], "--cache-lambda"),
+        (["--data", "d", "--mode", "dynamic", "--dynamic-rate", "nan"], "--dynamic-rate"),
+        (["--data", "d", "--cache-window", "9"], "--cache-window goes with --mode cache"),
+        (["--data", "d", "--mode", "cache", "--dynamic-rate", "9"], "--dynamic-rate goes with --mode dynamic"),
+        (
+            ["--data", "d", "--mode", "dynamic", "--dynamic-rule", "sgd", "--dynamic-statistics", "9"],
+            "--dynamic-statistics goes with --dynamic-rule rms",
+        ),
+        (["--data", "d", "--mode", "plain", "--flip"], "--flip is for classifiers; tiny is a language model"),
     ],
 )
 def test_evaluate_wrong_usage(tandem: Terminal, arguments: list[str], says: str) -> None:
@@ -166,7 +182,36 @@ def test_evaluate_wrong_usage(tandem: Terminal, arguments: list[str], says: str)
 
 
 def test_a_reference_that_is_none_is_wrong_usage(tandem: Terminal) -> None:
-    assert "'a b' is no model reference" in tandem("evaluate", "a b", "--data", "d", code=2)
+    for arguments in ([], ["--mode", "cache"]):
+        assert "'a b' is no model reference" in tandem("evaluate", "a b", "--data", "d", *arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "says"),
+    [
+        ("text", ["--batch-size", "10"], "text is a language model; a text is read as one row, so that perplexity"),
+        ("text", ["--top-k", "3"], "--top-k is for classifiers"),
+        ("text@latest", ["--no-flip"], "--flip is for classifiers; text@latest is a language model"),
+        ("run:run-l", ["--flip"], "--flip is for classifiers"),
+        ("pictures", ["--mode", "plain"], "--mode is for language models; pictures is a classifier"),
+        ("pictures:1", ["--window", "9"], "--window is for language models"),
+    ],
+)
+def test_the_kind_of_the_model_says_which_options_there_are(
+    tandem: Terminal, model: str, arguments: list[str], says: str
+) -> None:
+    publish_language_model(tandem.volume, "text", "run-l")
+    publish_classifier(tandem.volume, "pictures", "run-c")
+    write_pointer(tandem.volume.run("run-l"), "latest", tandem.volume.run("run-l") / "checkpoints/step-00000001", {})
+    assert says in tandem("evaluate", model, "--data", "d", *arguments, code=2)
+
+
+def test_a_model_that_is_damaged_is_one_line(tandem: Terminal) -> None:
+    version = publish_language_model(tandem.volume, "text", "run-l")
+    (tandem.volume.home / version.checkpoint / "model.json").write_text("{}")
+    error = tandem("evaluate", "text", "--data", "d", code=1)
+    assert "model.json has 2 bytes" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_evaluate_without_a_system_says_how_to_start_one(tandem: Terminal) -> None:
@@ -180,7 +225,8 @@ def test_the_help_lists_it(tandem: Terminal) -> None:
     listed = [line.split()[0] for line in tandem("--help").splitlines() if line.startswith("  ")]
     assert listed.index("evaluate") == listed.index("runs") + 1
     text = tandem("evaluate", "--help")
-    for option in ("--split", "--flip", "--limit", "--top-k", "--output", "--no-follow", "--json", "--num-threads"):
+    of_both = ("--split", "--limit", "--output", "--no-follow", "--json", "--num-threads")
+    for option in (*of_both, "--flip", "--top-k", "--mode", "--cache-theta", "--dynamic-rate", "0.00012 for rms"):
         assert option in text
 
 
@@ -192,6 +238,43 @@ def test_an_evaluation_is_followed_by_batches_and_ends_with_its_metrics(tmp_path
     assert closing_line(done) == (
         "run r SUCCEEDED: tiny:1 on pets  acc@1 61.50 %  acc@5 84.25 %  loss 1.620  calibration error 0.031"
     )
+
+
+def test_an_evaluation_of_a_text_is_followed_by_words_and_ends_with_each_perplexity(tmp_path: Path) -> None:
+    running = machine.start(write_run(Volume(tmp_path), "r", "evaluate_language_model"))
+    running = machine.report(running, Progress(step=512, num_steps=245_000, rate=9876.5, time_left_s=25))
+    assert progress_text(running) == "word 512/245000  9,876 words/s  25 s left"
+    metrics = {"loss": 4.5, "ppl": 90.017, "dynamic_loss": 4.25, "dynamic_ppl": 70.105}
+    done = machine.finish(machine.report(running, Progress(metrics=metrics)), model_version=None)
+    assert closing_line(done) == "run r SUCCEEDED: tiny:1 on pets  loss 4.500  ppl 90.02  dynamic ppl 70.11"
+
+
+def test_the_report_of_a_text_keeps_the_modes_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"loss": 4.5, "ppl": 90.017, "word_ppl": 120.5, "bits_per_byte": 1.234}
+    mode = {"cache_loss": 4.0, "cache_ppl": 54.598, "cache_word_ppl": None, "cache_bits_per_byte": None}
+    text = {"model": "words:2", "dataset": "wiki", "split": "test", "num_tokens": 245_000, "num_unknown": 6789}
+    files = {"token_losses": "/a.npy", "cache_token_losses": "/b.npy"}
+    parameters = {"cache_window": 2000, "cache_theta": 0.3, "cache_lambda": 0.1}
+    print_text_report({**text, **figures, **mode, **files, "mode": "cache", "parameters": parameters})
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert next(line for line in lines if line.startswith("words:2")).split()[1:] == [
+        "4.5000",
+        "90.02",
+        "120.50",
+        "1.2340",
+    ]
+    assert next(line for line in lines if line.startswith("  with the cache")).split()[3:] == [
+        "4.0000",
+        "54.60",
+        "-",
+        "-",
+    ]
+    for words in ("245,000 tokens of wiki/test (6,789 of them <unk>", "cache: window 2000, theta 0.3, lambda 0.1"):
+        assert words in printed
+    assert lines[-2:] == ["losses of the tokens: /a.npy", "cache losses of the tokens: /b.npy"]
+    print_text_report({**text, **figures, "token_losses": "/a.npy", "mode": "plain", "parameters": {}})
+    assert "cache" not in capsys.readouterr().out
 
 
 def test_the_report_names_the_worst_classes_first(capsys: pytest.CaptureFixture[str]) -> None:
