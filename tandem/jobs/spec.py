@@ -224,14 +224,14 @@ class TextEvaluationJob(_Job):
     model: Reference
     split: str | None = None
     mode: Literal["plain", "cache", "dynamic"] = "plain"
-    window: int = Field(256, ge=1, le=8192)
+    window: int = Field(256, ge=1, le=4096)
     precision: Precision = "float32"
     limit_tokens: int | None = Field(None, ge=2)
     cache_window: int = Field(2000, ge=1, le=1_000_000)
     cache_theta: float = Field(0.3, ge=0, allow_inf_nan=False)
     cache_lambda: float = Field(0.1, gt=0, lt=1)
     dynamic_rule: Literal["rms", "sgd"] = "rms"
-    dynamic_segment: int = Field(20, ge=1, le=8192)
+    dynamic_segment: int = Field(20, ge=1, le=4096)
     dynamic_rate: float = Field(gt=0, allow_inf_nan=False)
     dynamic_decay: float = Field(ge=0, le=1)
     dynamic_statistics: int = Field(200_000, ge=2)

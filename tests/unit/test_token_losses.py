@@ -185,6 +185,15 @@ def test_gradient_statistics_are_root_mean_squares_over_windows() -> None:
     torch.testing.assert_close(roots[place], (squares / count) ** 0.5)
 
 
+@pytest.mark.parametrize(("segment", "widest"), [(5, 500), (20, 2000), (40, 2000), (3000, 3000)])
+def test_gradient_statistics_never_hold_more_than_two_thousand_tokens_or_a_segment(segment: int, widest: int) -> None:
+    subject, tokens = network("RNN_TANH"), text(9000)
+    counts = list(gradient_statistics(subject, tokens, READING, segment, GradientStatistics(subject)))
+    assert max(counts) == widest
+    assert sum(counts) > 8500
+    assert list(gradient_statistics(subject, text(9), READING, segment, GradientStatistics(subject)))
+
+
 Evaluation = Callable[[nn.Module, Tensor], Tensor]
 EVALUATIONS: dict[str, Evaluation] = {
     "plain": lambda subject, tokens: joined(token_losses(subject, tokens, READING)),
