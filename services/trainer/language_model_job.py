@@ -5,8 +5,9 @@ import math
 import torch
 from torch import nn
 
-from services.trainer.engine.language_model import LanguageModelTraining, perplexity
+from services.trainer.engine.language_model import LanguageModelTraining
 from services.trainer.engine.ranks import Ranks
+from services.trainer.engine.text_evaluation import perplexity
 from services.trainer.job import Job, origin
 from tandem.checkpoints.card import Card, LanguageModelCard
 from tandem.checkpoints.files import NETWORK_FILE, VOCABULARY_FILE

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.jobs.runs import SPEC_FILE
-from tandem.jobs.spec import EvaluationJob, parse_spec
+from tandem.jobs.spec import ClassifierJob, LanguageModelJob, parse_spec
 from tandem.openmp import limit_spinning
 
 LOG_FILE = "log.txt"
@@ -86,7 +86,7 @@ def training_command(run: Path, attempt: int) -> list[str]:
     """Return the command that runs one attempt of the run in directory `run`, in as many processes as its spec says."""
     spec = parse_spec((run / SPEC_FILE).read_bytes())
     arguments = [str(run), "--attempt", str(attempt), "--parent", str(os.getpid())]
-    if not isinstance(spec, EvaluationJob) and spec.is_distributed:
+    if isinstance(spec, ClassifierJob | LanguageModelJob) and spec.is_distributed:
         several = ["--processes", str(spec.num_devices)]
         return [sys.executable, "-m", "services.trainer.distributed", *arguments, *several]
     return [sys.executable, "-m", "services.trainer.run", *arguments]

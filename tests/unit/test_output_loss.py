@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.trainer.engine.output_loss import output_loss, token_losses
+from services.trainer.engine.output_loss import output_loss, output_losses
 
 
 def inputs(num_rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,7 +63,7 @@ def test_an_autocast_outside_changes_nothing() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_losses_of_tokens_sum_to_it(dtype: torch.dtype) -> None:
     hidden, weight, bias, targets = inputs(300)
-    losses = token_losses(hidden, weight, bias, targets, dtype)
+    losses = output_losses(hidden, weight, bias, targets, dtype)
     assert losses.shape == (300,)
     torch.testing.assert_close(losses.sum(), output_loss(hidden, weight, bias, targets, dtype), rtol=1e-5, atol=1e-3)
 
@@ -71,5 +71,5 @@ def test_the_losses_of_tokens_sum_to_it(dtype: torch.dtype) -> None:
 def test_certainty_neither_overflows_nor_loses_its_sign() -> None:
     weight = torch.zeros(4, 1)
     weight[1] = 1.0
-    losses = token_losses(torch.tensor([[1e4], [1e4]]), weight, torch.zeros(4), torch.tensor([1, 0]), torch.float32)
+    losses = output_losses(torch.tensor([[1e4], [1e4]]), weight, torch.zeros(4), torch.tensor([1, 0]), torch.float32)
     assert losses.tolist() == [0.0, 1e4]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.trainer.engine.precision import autocast
-from services.trainer.engine.text_evaluation import Reading, score
+from services.trainer.engine.text_evaluation import Reading
 from tandem.data.corpus import columns, windows
 from tandem.models.language_models import ModelState, detach
 
@@ -94,7 +94,8 @@ def dynamic_losses(
     state: ModelState | None = None
     for inputs, targets in windows(tokens[None].to(reading.device), settings.segment):
         with torch.enable_grad(), autocast(reading.device, reading.precision):
-            _, losses, state = score(learner, inputs, targets, state)
+            logits, state = learner(inputs, state)
+            losses = F.cross_entropy(logits[0].float(), targets[0], reduction="none")
         yield losses.detach().cpu()
         update.learn(losses.mean())
         state = detach(state)

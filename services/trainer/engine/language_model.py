@@ -16,17 +16,17 @@ from services.trainer.engine.reports import EpochDone, EvaluationStep, Report, S
 from services.trainer.engine.running_mean import RunningMean, is_stuck
 from services.trainer.engine.schedule import learning_rate_at
 from services.trainer.engine.sequence_loss import SequenceLoss
+from services.trainer.engine.text_evaluation import Reading, perplexity, token_losses
 from services.trainer.engine.text_windows import window_bounds
 from services.trainer.engine.wrapping import exchanging
-from tandem.data.corpus import columns, num_windows, span, windows
+from tandem.data.corpus import columns, num_windows, span
 from tandem.data.randomness import derive_seed, generator
 from tandem.errors import TrainingFailed
 from tandem.jobs.spec import LanguageModelJob
+from tandem.models.devices import resolve_precision
 from tandem.models.language_models import ModelState, detach
 from tandem.models.weights import bare_state, load_weights
 
-# Evaluation reads the text as one row, so that no token is dropped and perplexity depends on no batch size.
-_EVAL_WINDOW = 256
 _ANNEALING = 4.0
 _RAW = "network/"
 # A longer text stays mapped into memory, and its windows are read as they are used.
@@ -143,12 +143,9 @@ class LanguageModelTraining:
 
     def _evaluate(self, tokens: Tensor, losses: list[float]) -> Iterator[Report]:
         """Append the mean loss (nats a token) over `tokens` to `losses`."""
-        network = self.served_network.eval()
-        loss = self._loss if network is self.network else SequenceLoss(network, self.spec, self.device)
-        state: ModelState | None = None
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for inputs, targets in windows(columns(tokens, 1), _EVAL_WINDOW):
-            found, state = loss.each(inputs.to(self.device), targets.to(self.device), state)
+        reading = Reading(self.device, resolve_precision(self.spec.precision, self.device))
+        total = torch.zeros((), dtype=torch.float64)
+        for found in token_losses(self.served_network, tokens, reading):
             total += found.sum(dtype=torch.float64)
             yield EvaluationStep(self.finished_epochs + 1, self.step)
         losses.append(float(total) / (len(tokens) - 1))
@@ -243,8 +240,3 @@ def _optimizer(spec: LanguageModelJob, network: nn.Module, device: torch.device)
         return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, fused=device.type == "cuda")
     # One pass over the parameters; on a CPU too, where there are millions of them.
     return torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
-
-
-def perplexity(loss: float) -> float:
-    """Return exp(loss); a loss beyond 700 nats, where that overflows, gives the largest float."""
-    return math.exp(min(loss, 700.0))

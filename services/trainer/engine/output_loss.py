@@ -28,7 +28,7 @@ def output_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, d
     return losses
 
 
-def token_losses(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+def output_losses(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the loss of each token, float32 (N,), in nats; as `output_loss`, without a gradient."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         return _run(hidden.to(dtype), weight.to(dtype), bias.to(dtype), targets, keeps_slopes=False)[0]

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from services.trainer.engine.output_loss import output_loss, token_losses
-from services.trainer.engine.precision import autocast
+from services.trainer.engine.output_loss import output_loss
+from services.trainer.engine.precision import autocast, layer_precision
 from tandem.jobs.spec import LanguageModelJob
 from tandem.models.devices import resolve_precision
 from tandem.models.language_models import ModelState
@@ -21,11 +21,7 @@ class WindowLoss(NamedTuple):
 
 
 class SequenceLoss(nn.Module):
-    """Computes losses of `network`, in the precision and with the penalties of `spec`.
-
-    In bfloat16 on a CPU recurrent layers stay in float32: torch has no kernel for their steps there, and they are three
-    times slower (157 against 512 words/s). The head, which is most of the work, is in bfloat16 in any case.
-    """
+    """Computes losses of `network`, in the precision and with the penalties of `spec`."""
 
     def __init__(self, network: nn.Module, spec: LanguageModelJob, device: torch.device) -> None:
         super().__init__()
@@ -33,8 +29,7 @@ class SequenceLoss(nn.Module):
         self.network: Any = network
         self._device, self._spec = device, spec
         self._head_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        is_slow = device.type == "cpu" and spec.model != "Transformer"
-        self._precision = "float32" if is_slow else precision
+        self._precision = layer_precision(network, device, precision)
         # Each shape by itself: a kernel for any would depend on which came first, and a resumed run begins elsewhere.
         encode: Any = self.network.encode
         self._encode = torch.compile(encode, dynamic=False) if spec.compile else encode
@@ -44,19 +39,10 @@ class SequenceLoss(nn.Module):
         with autocast(self._device, self._precision):
             hidden, after = self._encode(inputs, state)
             dropped = self.network.output_dropout(hidden)
-        loss = output_loss(dropped.flatten(0, 1), *self._head(), targets.flatten(), self._head_dtype)
+        loss = output_loss(
+            dropped.flatten(0, 1), self.network.head.weight, self.network.head.bias, targets.flatten(), self._head_dtype
+        )
         return WindowLoss(loss + targets.numel() * self._penalties(hidden, dropped), loss.detach(), after)
-
-    @torch.inference_mode()
-    def each(self, inputs: Tensor, targets: Tensor, state: ModelState | None) -> tuple[Tensor, ModelState]:
-        """Return the loss of each token, float32 (B, T), in nats, without a gradient; and the state after."""
-        with autocast(self._device, self._precision):
-            hidden, after = self.network.encode(inputs, state)
-        losses = token_losses(hidden.flatten(0, 1), *self._head(), targets.flatten(), self._head_dtype)
-        return losses.view_as(targets), after
-
-    def _head(self) -> tuple[Tensor, Tensor]:
-        return self.network.head.weight, self.network.head.bias
 
     def _penalties(self, hidden: Tensor, dropped: Tensor) -> Tensor | float:
         """Return AR and TAR (Merity, McCann and Socher 2017): large activations, and changes from token to token."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.trainer.engine.precision import autocast
+from services.trainer.engine.output_loss import output_losses
+from services.trainer.engine.precision import autocast, layer_precision
 from tandem.data.corpus import windows
 from tandem.models.language_models import LanguageModel, ModelState
 
@@ -52,22 +52,17 @@ def token_losses(network: nn.Module, tokens: Tensor, reading: Reading) -> Iterat
 
 def scored_windows(network: nn.Module, tokens: Tensor, reading: Reading) -> Iterator[ScoredWindow]:
     """Yield each window of tokens (N,), int64, scored; its tensors are on the reading's device."""
-    network.eval()
+    model = cast(LanguageModel, network.eval())
+    head_dtype = torch.bfloat16 if reading.precision == "bfloat16" else torch.float32
+    precision = layer_precision(network, reading.device, reading.precision)
     state: ModelState | None = None
-    for inputs, targets in windows(tokens[None].to(reading.device), reading.window):
-        with torch.inference_mode(), autocast(reading.device, reading.precision):
-            hidden, losses, state = score(network, inputs, targets, state)
-        yield ScoredWindow(losses, hidden, targets[0])
-
-
-def score(
-    network: nn.Module, inputs: Tensor, targets: Tensor, state: ModelState | None
-) -> tuple[Tensor, Tensor, ModelState]:
-    """Return, for inputs and targets (1, T): hidden (T, H) and losses (T,), float32, and the state after them."""
-    model = cast(LanguageModel, network)
-    hidden, after = model.encode(inputs, state)
-    logits = model.head(model.output_dropout(hidden)).float()
-    return hidden[0].float(), F.cross_entropy(logits[0], targets[0], reduction="none"), after
+    for inputs, targets in windows(tokens[None], reading.window):
+        with torch.inference_mode():
+            with autocast(reading.device, precision):
+                hidden, state = model.encode(inputs.to(reading.device), state)
+            followers = targets[0].to(reading.device)
+            losses = output_losses(hidden[0], model.head.weight, model.head.bias, followers, head_dtype)
+        yield ScoredWindow(losses, hidden[0].float(), followers)
 
 
 def perplexity(loss: float) -> float:
