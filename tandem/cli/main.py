@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import signal
 import sys
 
@@ -74,9 +75,11 @@ def tandem() -> None:
 def main() -> None:
     """Run the command line: exit 0 on success, 1 on an explained failure, 2 on wrong usage, 130 on Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal or pipe that can't show a character gets a question mark, not a traceback.
+        # Files and pipes get UTF-8 whatever the locale, unless Python was told otherwise; a terminal that can't show a
+        # character gets a question mark.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            kept = stream.isatty() or "PYTHONIOENCODING" in os.environ
+            stream.reconfigure(encoding=stream.encoding if kept else "utf-8", errors="replace")
     try:
         code = tandem.main(standalone_mode=False)
     except click.ClickException as error:

@@ -128,7 +128,10 @@ class Preparation(Generic[D]):
     @property
     def _origin(self) -> str:
         """What may be recorded of where the data is from: the source, or the recipe that makes it."""
-        return self.recipe.name if self.source is None else public_form(self.source)
+        if self.source is None:
+            return self.recipe.name
+        # Bytes of a file name that the locale can't tell are surrogates, which no UTF-8 file can hold.
+        return public_form(self.source).encode(errors="surrogateescape").decode(errors="replace")
 
     def _record(self, stamps: Mapping[str, str]) -> Record:
         content = [FORMAT, self.recipe.name, sorted(self.recipe.options.items()), sorted(stamps.items())]
