@@ -21,11 +21,7 @@ def check_job(spec: JobSpec, volume: Volume) -> JobSpec:
     if isinstance(spec, TextEvaluationJob):
         return check_text_evaluation(spec, volume)
     if isinstance(spec, LanguageModelJob):
-        _check_name(spec.model_name, "language_model", volume)
-        dataset = read_dataset(volume, spec.dataset)
-        if dataset.kind != "text":
-            raise InvalidJob(f"--data: {spec.dataset!r} is a dataset of {dataset.kind}; this job needs text")
-        return spec
+        return _check_language_model(spec, volume)
     return _check_classifier(spec, volume)
 
 
@@ -33,6 +29,30 @@ def _check_name(name: str, kind: str, volume: Volume) -> None:
     registry = Registry(volume)
     if name in registry.names():
         check_kind(name, registry.versions(name)[-1].kind, kind)
+
+
+def _check_language_model(spec: LanguageModelJob, volume: Volume) -> LanguageModelJob:
+    _check_name(spec.model_name, "language_model", volume)
+    dataset = read_dataset(volume, spec.dataset)
+    if dataset.kind != "text":
+        raise InvalidJob(f"--data: {spec.dataset!r} is a dataset of {dataset.kind}; this job needs text")
+    num_train = dataset.num_tokens.get("train", 0)
+    check_text_length(min(num_train, spec.limit_train_tokens or num_train), spec.batch_size, spec.bptt)
+    if dataset.num_tokens.get("valid", 0) < 2:
+        raise InvalidJob(f"--data: {spec.dataset!r} has no text in its valid split; prepare it again with some")
+    return spec
+
+
+def check_text_length(num_tokens: int, batch_size: int, bptt: int) -> None:
+    """Raise InvalidJob where `num_tokens` of train text are too few for a batch, or for one window of `bptt`.
+
+    The batch parts the text into `batch_size` rows; where a row is shorter than `bptt`, so are its windows.
+    """
+    if num_tokens // batch_size < 2:
+        remedy = f"use at most {num_tokens // 2}" if num_tokens >= 2 else "prepare a longer text"
+        raise InvalidJob(f"--batch-size: {batch_size} is too wide for the {num_tokens:,} train tokens; {remedy}")
+    if bptt >= num_tokens:
+        raise InvalidJob(f"--bptt: {bptt} is longer than the {num_tokens:,} train tokens; use at most {num_tokens - 1}")
 
 
 def _check_classifier(spec: ClassifierJob, volume: Volume) -> ClassifierJob:
