@@ -16,7 +16,7 @@ from tandem.checkpoints.files import MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, 
 from tandem.checkpoints.registry import Registry, Version
 from tandem.checkpoints.tensors import build_network, to_bytes
 from tandem.data.manifest import ClassName, ImageDataset
-from tandem.data.vocabulary import Tokenizer, Vocabulary, build_vocabulary
+from tandem.data.vocabulary import Tokenizer, Vocabulary, build_subwords, build_vocabulary
 from tandem.models.weights import bare_state
 from tandem.volume import Volume, to_json
 
@@ -75,6 +75,8 @@ def language_card(
 
 
 def vocabulary(tokenizer: Tokenizer = "words") -> Vocabulary:
+    if tokenizer == "subword":
+        return build_subwords(lambda: [TEXT] * 4, 280)
     return build_vocabulary([TEXT], tokenizer)
 
 

@@ -94,7 +94,7 @@ async def generate(
             room = min(max_words - sequence.num_words, TURN_WORDS) if sequence.num_words else 1
             told = await engine.scheduler.run(lambda room=room: sequence.write(room), deadline)  # type: ignore[misc]
             timings += Timings(queue_ms=told.queue_ms, compute_ms=told.compute_ms)
-            yield TextPiece(writer.push(told.value), tuple(told.value))
+            yield TextPiece(*writer.tell(told.value))
     yield GenerationSummary(
         model=version_of(model),
         num_prompt_tokens=len(read.token_ids),

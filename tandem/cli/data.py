@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -13,6 +13,7 @@ from tandem.cli.progress import BarProgress
 if TYPE_CHECKING:
     from tandem.data.manifest import Dataset, ImageDataset, TextDataset
     from tandem.data.progress import Progress
+    from tandem.data.vocabulary import Tokenizer
     from tandem.volume import Volume
 
 Prepare = Callable[["Volume", "Progress"], "Dataset"]
@@ -109,13 +110,17 @@ def image_folder(source: str, name: str, val_fraction: float, seed: int, force: 
 @_name_option
 @click.option(
     "--tokenizer",
-    type=click.Choice(["words", "whitespace"]),
+    type=click.Choice(["words", "whitespace", "subword"]),
     default="words",
     show_default=True,
-    help="words parts punctuation from words; whitespace is for text that is tokenized already.",
+    help="words parts punctuation from words; whitespace is for text that is tokenized already; subword learns parts "
+    "of words (byte-level BPE), so that no word is unknown.",
 )
 @click.option(
-    "--max-vocabulary", type=click.IntRange(min=4), help="Keep the most frequent tokens; the rest become <unk>."
+    "--max-vocabulary",
+    type=click.IntRange(min=4),
+    help="Keep the most frequent words; the rest become <unk>. Of subwords, how many are learned.  "
+    "[default: all words, 8000 subwords]",
 )
 @_force_option
 @json_option
@@ -129,7 +134,7 @@ def text(source: str, name: str, tokenizer: str, max_vocabulary: int | None, for
             volume,
             source,
             name,
-            tokenizer="whitespace" if tokenizer == "whitespace" else "words",
+            tokenizer=cast("Tokenizer", tokenizer),
             max_vocabulary=max_vocabulary,
             force=force,
             progress=progress,
@@ -200,9 +205,15 @@ def _print_outcome(dataset: "Dataset", path: Path, already: bool, seconds: float
         lines += [f"  {_classes(dataset)}", f"  {_counts(dataset.num_images, 'images')}", f"  {_converted(dataset)}"]
         command = "classifier"
     else:
-        lines += [f"  vocabulary of {dataset.vocabulary_size:,} tokens", f"  {_counts(dataset.num_tokens, 'tokens')}"]
+        lines += [f"  vocabulary of {dataset.vocabulary_size:,} tokens{_tokenizer(dataset)}"]
+        lines += [f"  {_counts(dataset.num_tokens, 'tokens')}"]
+        lines += [f"  {_counts(dataset.num_words, 'words, parted by blanks')}"] if dataset.num_words else []
         command = "lm"
     click.echo("\n".join([*lines, f"Train on it: tandem train {command} --data {dataset.name}"]))
+
+
+def _tokenizer(dataset: "TextDataset") -> str:
+    return f" ({dataset.tokenizer})" if dataset.tokenizer else ""
 
 
 def _classes(dataset: "ImageDataset") -> str:
@@ -248,6 +259,6 @@ def _print_table(datasets: list["ImageDataset | TextDataset"]) -> None:
         if entry.kind == "images":
             rows.add_row(entry.name, "images", f"{len(entry.classes)} classes", _counts(entry.num_images, "images"))
         else:
-            holds = f"vocabulary of {entry.vocabulary_size:,}"
+            holds = f"vocabulary of {entry.vocabulary_size:,}{_tokenizer(entry)}"
             rows.add_row(entry.name, "text", holds, _counts(entry.num_tokens, "tokens"))
     console().print(rows)

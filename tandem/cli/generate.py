@@ -41,7 +41,8 @@ def generate(
 
     --json prints a line for each message, {"text", "words"}: the texts put together are the completion. The last line
     is {"summary": {text, num_words, seed, perplexity, model, num_prompt_tokens, unknown_words, finish_reason}}.
-    --output writes a UTF-8 file of the words drawn, `<eos>` for an end of line, whole or not at all.
+    --output writes a UTF-8 file of the words drawn, `<eos>` for an end of line, whole or not at all. A model of
+    subwords draws those: --words counts them, and the file holds whole words.
     """
     if output is not None and not output.absolute().parent.is_dir():
         raise InvalidRequest(f"can't write {output}: there is no folder {output.absolute().parent}")
@@ -53,7 +54,7 @@ def generate(
         for step in client.generate(reference, prompt, words, sampling):
             writer.show(step)
     if output is not None:
-        _write(output, writer.words)
+        _write(output, _whole_words(writer.words, writer.text))
         if not as_json:
             click.echo(f"written to {output}", err=True)
 
@@ -63,6 +64,7 @@ class _Screen:
 
     def __init__(self, prompt: str | None) -> None:
         self.words: list[str] = []
+        self.text = ""
         self._prompt = prompt
 
     def show(self, step: "TextPiece | GenerationSummary") -> None:
@@ -74,6 +76,7 @@ class _Screen:
         if not self.words and self._prompt:
             click.echo(self._prompt, nl=False)
         self.words += step.words
+        self.text += step.text
         click.echo(step.text, nl=False)
 
     def _sum_up(self, summary: "GenerationSummary") -> None:
@@ -92,18 +95,18 @@ class _Lines:
 
     def __init__(self) -> None:
         self.words: list[str] = []
-        self._text = ""
+        self.text = ""
 
     def show(self, step: "TextPiece | GenerationSummary") -> None:
         from tandem.client import TextPiece
 
         if isinstance(step, TextPiece):
             self.words += step.words
-            self._text += step.text
+            self.text += step.text
             print_json({"text": step.text, "words": list(step.words)})
             return
         summary = {
-            "text": self._text,
+            "text": self.text,
             "num_words": step.num_words,
             "seed": step.seed,
             "perplexity": step.perplexity,
@@ -113,6 +116,13 @@ class _Lines:
             "finish_reason": step.finish_reason,
         }
         print_json({"summary": summary})
+
+
+def _whole_words(words: list[str], text: str) -> list[str]:
+    """Return the words of `text`; subwords, which bring their blanks with them, are put together first."""
+    if "".join("\n" if word == "<eos>" else word for word in words) != text:
+        return words
+    return text.replace("\n", " <eos> ").split()
 
 
 def _write(path: Path, words: list[str]) -> None:

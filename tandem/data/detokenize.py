@@ -1,8 +1,10 @@
 """Tokens back to text, piece by piece: put one after another, the pieces are the whole text. Free of torch."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterable
 
-from tandem.data.vocabulary import END, Tokenizer, split_line
+from tandem.data.subword import END, token_bytes
+from tandem.data.vocabulary import Tokenizer, WordTokenizer, split_line
 
 _NO_SPACE_BEFORE = frozenset(",.;:!?)]}%…’”»")
 _NO_SPACE_AFTER = frozenset("([{$#@“‘«¿¡")
@@ -20,13 +22,48 @@ _TAIL = 64
 class Detokenizer:
     """Renders a stream of tokens; it remembers what it needs of those before.
 
-    `whitespace` tokens are joined by single spaces, as the corpus has them. With `words`, punctuation clings to its
-    word, numbers are whole (3.14; 1,000), and straight quotes open and close by turns within a line, but for the
-    apostrophe of "the dogs' bones". `<eos>` is a line break. `text_before` is what the
-    text goes on from, such as a prompt.
+    `<eos>` is a line break. `text_before` is what the text goes on from, such as a prompt. See `_Words`, `_Subwords`.
     """
 
     def __init__(self, tokenizer: Tokenizer, text_before: str = "") -> None:
+        self._tokens = _Subwords() if tokenizer == "subword" else _Words(tokenizer, text_before)
+
+    def push(self, tokens: Iterable[str]) -> str:
+        """Return the text that `tokens` add."""
+        return "".join(self._tokens.render(token) for token in tokens)
+
+    def tell(self, tokens: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+        """Return the text that `tokens` add, and what to call each: itself, or of a subword the text that it adds."""
+        told = [(token, self._tokens.render(token)) for token in tokens]
+        as_text = isinstance(self._tokens, _Subwords)
+        names = (text if as_text and token != END else token for token, text in told)
+        return "".join(text for _, text in told), tuple(names)
+
+
+class _Subwords:
+    """Subwords carry their blanks; a character is told with the token that completes it.
+
+    Bytes that no character has become U+FFFD when that is certain. A character that the last token leaves unfinished is
+    not told.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def render(self, token: str) -> str:
+        """Return the text that `token` adds."""
+        return self._decoder.decode(b"\n" if token == END else token_bytes(token))
+
+
+class _Words:
+    """Words need their blanks.
+
+    `whitespace` tokens are joined by single spaces, as the corpus has them. With `words`, punctuation clings to its
+    word, numbers are whole (3.14; 1,000), and straight quotes open and close by turns within a line, but for the
+    apostrophe of "the dogs' bones".
+    """
+
+    def __init__(self, tokenizer: WordTokenizer, text_before: str) -> None:
         self._tokenizer = tokenizer
         # Whether the next token stands at the start of a line or after a space that is there already.
         self._at_start = not text_before or text_before[-1].isspace()
@@ -38,11 +75,8 @@ class Detokenizer:
             self._open.add(line[-1])
             self._previous = _OPEN_QUOTE
 
-    def push(self, tokens: Iterable[str]) -> str:
-        """Return the text that `tokens` add."""
-        return "".join(self._render(token) for token in tokens)
-
-    def _render(self, token: str) -> str:
+    def render(self, token: str) -> str:
+        """Return the text that `token` adds."""
         if token == END:
             self._at_start, self._before, self._previous = True, "", ""
             self._open.clear()

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from tandem.data.vocabulary import Tokenizer
 from tandem.errors import DatasetNotFound
 from tandem.volume import Volume
 
@@ -54,7 +55,10 @@ class ImageDataset(_Closed):
 
 
 class TextDataset(_Closed):
-    """A prepared text dataset; `num_tokens` counts `<eos>` too, by split."""
+    """A prepared text dataset; `num_tokens` counts `<eos>` too, by split.
+
+    `num_words` counts what blanks part, without `<eos>`. Datasets prepared by older versions lack it and `tokenizer`.
+    """
 
     kind: Literal["text"] = "text"
     format_version: Literal[1] = 1
@@ -63,6 +67,8 @@ class TextDataset(_Closed):
     source: str
     vocabulary_size: int = Field(ge=1)
     num_tokens: dict[str, int]
+    tokenizer: Tokenizer | None = None
+    num_words: dict[str, int] = Field(default_factory=dict)
 
 
 Dataset = ImageDataset | TextDataset

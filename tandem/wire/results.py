@@ -37,7 +37,10 @@ class ComparisonProgress:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Words as they were drawn; the texts of all pieces, put one after another, are the completion."""
+    """Words as they were drawn; the texts of all pieces, put one after another, are the completion.
+
+    Of subwords, a word is the text that one adds, blanks and all: empty where it ends within a character.
+    """
 
     text: str
     words: tuple[str, ...]

@@ -170,6 +170,8 @@ def test_each_damage_to_each_file_is_refused(language_model: Path, name: str, da
         (MODEL_FILE, b"\x80\x04", "format"),
         (VOCABULARY_FILE, b"[]", "vocabulary"),
         (VOCABULARY_FILE, vocabulary("whitespace").to_json(), "vocabulary"),
+        (VOCABULARY_FILE, vocabulary("subword").to_json()[:-20], "vocabulary"),
+        (VOCABULARY_FILE, vocabulary("subword").to_json().replace(b"[[", b"[[9999, 1], [", 1), "a merge of tokens"),
     ],
 )
 def test_foreign_files_under_a_right_manifest_are_refused(

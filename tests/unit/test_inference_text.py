@@ -1,7 +1,7 @@
 import pytest
 
 from tandem.data.detokenize import Detokenizer
-from tandem.data.vocabulary import Tokenizer, build_vocabulary, split_line
+from tandem.data.vocabulary import WordTokenizer, build_vocabulary, split_line
 
 SENTENCES = [
     "the cat sat, and (so it is said) it ran!",
@@ -21,7 +21,7 @@ def test_words_come_back_as_they_were(sentence: str) -> None:
 
 @pytest.mark.parametrize("tokenizer", ["words", "whitespace"])
 @pytest.mark.parametrize("sentence", SENTENCES)
-def test_pieces_put_together_are_the_whole(tokenizer: Tokenizer, sentence: str) -> None:
+def test_pieces_put_together_are_the_whole(tokenizer: WordTokenizer, sentence: str) -> None:
     tokens = [*split_line(sentence, tokenizer), "<eos>", *split_line(sentence, tokenizer)]
     whole = Detokenizer(tokenizer).push(tokens)
     writer = Detokenizer(tokenizer)
@@ -52,7 +52,7 @@ def test_whitespace_tokens_keep_their_spaces() -> None:
         ("words", "the cat", ["<eos>", "so"], "\nso"),
     ],
 )
-def test_text_goes_on_from_the_prompt(tokenizer: Tokenizer, before: str, tokens: list[str], text: str) -> None:
+def test_text_goes_on_from_the_prompt(tokenizer: WordTokenizer, before: str, tokens: list[str], text: str) -> None:
     assert Detokenizer(tokenizer, before).push(tokens) == text
 
 

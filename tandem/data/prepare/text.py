@@ -1,7 +1,8 @@
 """A person's own text: one UTF-8 file, or a folder with `train.txt`, `valid.txt` (or `val.txt`), maybe `test.txt`.
 
 One file is cut by lines, in order: the first 90 % train, then 5 % valid, then 5 % test. Blank lines are left out, as
-they only part paragraphs. Tokens are words and punctuation marks (`words`), or what blanks part (`whitespace`).
+they only part paragraphs. Tokens are words and punctuation marks (`words`), what blanks part (`whitespace`), or parts
+of words that are learned from the train split (`subword`).
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from tandem.data.prepare.sources import Source, TreeSource
 from tandem.data.prepare.staging import Preparation
 from tandem.data.prepare.text_dataset import Lines, TextJob
 from tandem.data.progress import Progress, Silent
+from tandem.data.subword import DEFAULT_SIZE, MIN_SIZE
 from tandem.data.vocabulary import Tokenizer
 from tandem.errors import BadSource, InvalidRequest
 from tandem.volume import Volume
@@ -35,11 +37,15 @@ def prepare_text(
 ) -> TextDataset:
     """Prepare a text file, its address, or a folder of splits, as dataset `name`; return the manifest.
 
-    The vocabulary is that of the train split, at most `max_vocabulary` tokens with `<unk>` and `<eos>`. Raises what
-    `Preparation.run` does.
+    The vocabulary is that of the train split, at most `max_vocabulary` tokens with `<unk>` and `<eos>`; of subwords
+    8000 by default. Raises InvalidRequest for a smaller vocabulary than there can be, and what `Preparation.run` does.
     """
-    if max_vocabulary is not None and max_vocabulary < MIN_VOCABULARY:
-        raise InvalidRequest(f"max_vocabulary {max_vocabulary} is under {MIN_VOCABULARY}", field="max_vocabulary")
+    smallest = MIN_SIZE if tokenizer == "subword" else MIN_VOCABULARY
+    if max_vocabulary is not None and max_vocabulary < smallest:
+        why = " (<eos>, the 256 bytes and a pair of them)" if tokenizer == "subword" else ""
+        raise InvalidRequest(f"--max-vocabulary: {max_vocabulary} is under {smallest}{why}", field="max_vocabulary")
+    if tokenizer == "subword":
+        max_vocabulary = max_vocabulary or DEFAULT_SIZE
     recipe = Text(tokenizer, max_vocabulary)
     return Preparation(volume, name, str(source), recipe, TextDataset, force, progress or Silent()).run()
 

@@ -5,14 +5,15 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from tandem.data.manifest import TextDataset
 from tandem.data.prepare.staging import Staging
 from tandem.data.progress import Progress
-from tandem.data.vocabulary import Tokenizer, Vocabulary, build_vocabulary, split_line
+from tandem.data.subword import DEFAULT_SIZE
+from tandem.data.vocabulary import Tokenizer, Vocabulary, build_subwords, build_vocabulary
 from tandem.errors import BadSource
 
 # Progress is told this often; each line would cost more than the work.
@@ -43,44 +44,63 @@ class TextJob:
 
         What an interruption left is written over: reading the text again takes seconds.
         """
-        num_lines = {
+        counts = {
             split: _write_text(staging.path / f"{split}.txt", _counted(lines(), f"reading {split}", progress))
             for split, lines in self.splits.items()
         }
-        train = _counted(_read_text(staging.path / "train.txt"), "collecting words", progress, num_lines["train"])
-        vocabulary = build_vocabulary(train, self.tokenizer, self.max_vocabulary)
-        if len(vocabulary) < 4:
-            raise BadSource(f"{self.place} has fewer than 2 different words in its train split")
+
+        def prepared(split: str, description: str) -> Iterator[str]:
+            return _counted(_read_text(staging.path / f"{split}.txt"), description, progress, counts[split].lines)
+
+        vocabulary = self._vocabulary(lambda: prepared("train", "collecting words"))
         (staging.path / "vocabulary.json").write_bytes(vocabulary.to_json())
         (staging.path / "tokens").mkdir(exist_ok=True)
-        num_tokens = {}
-        for split in self.splits:
-            lines = _counted(
-                _read_text(staging.path / f"{split}.txt"), f"numbering {split}", progress, num_lines[split]
+        num_tokens = {
+            split: write_tokens(
+                staging.path / "tokens" / f"{split}.npy", prepared(split, f"numbering {split}"), vocabulary
             )
-            num_tokens[split] = write_tokens(staging.path / "tokens" / f"{split}.npy", lines, vocabulary)
+            for split in self.splits
+        }
         return TextDataset(
             name=staging.name,
             fingerprint=_fingerprint(staging.path, list(self.splits)),
             source=staging.origin,
             vocabulary_size=len(vocabulary),
             num_tokens=num_tokens,
+            tokenizer=self.tokenizer,
+            num_words={split: count.words for split, count in counts.items()},
         )
+
+    def _vocabulary(self, train: Lines) -> Vocabulary:
+        if self.tokenizer != "subword":
+            vocabulary = build_vocabulary(train(), self.tokenizer, self.max_vocabulary)
+            if len(vocabulary) >= 4:
+                return vocabulary
+        elif _has_two_words(train()):
+            return build_subwords(train, self.max_vocabulary or DEFAULT_SIZE)
+        raise BadSource(f"{self.place} has fewer than 2 different words in its train split")
+
+
+class _Counts(NamedTuple):
+    lines: int
+    words: int
+
+
+def _has_two_words(lines: Iterable[str]) -> bool:
+    words = (word for line in lines for word in line.split())
+    first = next(words, None)
+    return any(word != first for word in words)
 
 
 def write_tokens(path: Path, lines: Iterable[str], vocabulary: Vocabulary) -> int:
     """Write the token ids of `lines` to `path`, int32 (N,), `<eos>` after each line; return N.
 
-    A word that the vocabulary lacks becomes `<unk>`, which every built vocabulary has.
+    A word that the vocabulary lacks becomes `<unk>`, which every vocabulary built of words has.
     """
-    unknown_id = vocabulary.unknown_id
-    assert unknown_id is not None
     num_tokens = 0
     with open(path, "wb") as file:
         header_bytes = file.write(_header(0))
-        for line in lines:
-            words = split_line(line, vocabulary.tokenizer)
-            token_ids = [vocabulary.ids.get(word, unknown_id) for word in words] + [vocabulary.end_id]
+        for token_ids in vocabulary.encode_lines(lines):
             file.write(np.array(token_ids, dtype="<i4").tobytes())
             num_tokens += len(token_ids)
         header = _header(num_tokens)
@@ -98,13 +118,14 @@ def _header(num_tokens: int) -> bytes:
     return header.getvalue()
 
 
-def _write_text(path: Path, lines: Iterable[str]) -> int:
-    num_lines = 0
+def _write_text(path: Path, lines: Iterable[str]) -> _Counts:
+    num_lines = num_words = 0
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for line in lines:
             file.write(f"{line}\n")
             num_lines += 1
-    return num_lines
+            num_words += len(line.split())
+    return _Counts(num_lines, num_words)
 
 
 def _read_text(path: Path) -> Iterator[str]:
