@@ -107,6 +107,18 @@ def test_own_text(shell: Shell, tmp_path: Path) -> None:
     assert "already prepared" not in result.stdout
 
 
+def test_own_text_in_subwords(shell: Shell, tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("one two, three\n" * 30)
+    arguments = ("prepare", "text", "--source", source, "--name", "parts", "--tokenizer", "subword")
+    lines = shell.run(*arguments).stdout.splitlines()
+    assert lines[1].endswith("tokens (subword)")
+    assert lines[3] == "  train 84 · valid 3 · test 3 words, parted by blanks"
+    assert "is already prepared" in shell.run(*arguments).stdout
+    assert "(subword)" in shell.run("list").stdout
+    assert "--max-vocabulary: 100 is under 258" in shell.refusal(*arguments, "--max-vocabulary", "100")
+
+
 def test_dummy_data(shell: Shell) -> None:
     result = shell.run(
         "prepare", "dummy", "--classes", "3", "--images", "12", "--val-images", "6", "--image-size", "16"
