@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
-from tandem.data.subword import END, Merges, Subwords, train_subwords
+from tandem.data.subword import END as END
+from tandem.data.subword import Merges, Subwords, train_subwords
 
 UNKNOWN = "<unk>"
 
