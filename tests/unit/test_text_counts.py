@@ -7,7 +7,7 @@ import pytest
 
 from tandem.comparison.token_losses import read_token_losses, write_token_losses
 from tandem.data.text_counts import TextCounts, count_text
-from tandem.data.vocabulary import Tokenizer, build_vocabulary
+from tandem.data.vocabulary import WordTokenizer, build_subwords, build_vocabulary
 from tandem.errors import InvalidRequest
 
 
@@ -19,10 +19,17 @@ from tandem.errors import InvalidRequest
         ("words", "", TextCounts(0, 0, 0, 0)),
     ],
 )
-def test_counts_of_a_text(tmp_path: Path, tokenizer: Tokenizer, text: str, expected: TextCounts) -> None:
+def test_counts_of_a_text(tmp_path: Path, tokenizer: WordTokenizer, text: str, expected: TextCounts) -> None:
     vocabulary = build_vocabulary(["a the cat <unk> ."], tokenizer)
     (tmp_path / "test.txt").write_bytes(text.encode())
     assert count_text(tmp_path / "test.txt", vocabulary) == expected
+
+
+def test_counts_of_subwords(tmp_path: Path) -> None:
+    vocabulary = build_subwords(lambda: ["the cat sat on the mat"] * 20, 300)
+    (tmp_path / "test.txt").write_text("the ëcat\n\n", encoding="utf-8")
+    num_tokens = len(vocabulary.encode("the ëcat")[0]) + 2
+    assert count_text(tmp_path / "test.txt", vocabulary) == TextCounts(num_tokens, 2, 11, 0)
 
 
 def test_a_text_that_can_not_be_read_has_no_counts(tmp_path: Path) -> None:
