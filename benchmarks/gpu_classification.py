@@ -15,7 +15,6 @@ it with few images on any device.
 
 import argparse
 import os
-import platform
 import random
 import tempfile
 import time
@@ -24,9 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-
+from benchmarks.figures import Figure, print_figure, print_header
 from benchmarks.prepare import write_pictures
 from services.trainer.assembly import assemble
 from services.trainer.engine.classifier import ClassifierTraining
@@ -68,16 +65,6 @@ class Options:
         return training
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A row of the table."""
-
-    name: str
-    reached: str
-    claim: str = ""
-    holds: bool | None = None
-
-
 def main() -> None:
     """Prepare the data, and print each row of the table when it is there."""
     arguments = parse_arguments()
@@ -87,7 +74,7 @@ def main() -> None:
         limits = _SMOKE if arguments.smoke else {}
         epochs, accurate_epochs = (2, 2) if arguments.smoke else (arguments.epochs, arguments.accurate_epochs)
         options = Options(volume, arguments.device, limits, epochs, accurate_epochs, arguments.seed)
-        print_header(arguments)
+        print_header(resolve_device(arguments.device), arguments.smoke)
         for name in arguments.only.split(","):
             for figure in PARTS[name](options):
                 print_figure(figure, arguments.smoke)
@@ -124,23 +111,6 @@ def prepare(volume: Volume, source: Path | None, smoke: bool, folder: Path) -> N
         kind = "made-up pictures"
     counts = " and ".join(f"{count:,} {split}" for split, count in dataset.num_images.items())
     print(f"{kind}: {counts} images, prepared in {time.perf_counter() - began:.0f} s")
-
-
-def print_header(arguments: argparse.Namespace) -> None:
-    """Say what the figures depend on."""
-    device = resolve_device(arguments.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    python = platform.python_version()
-    print(f"{name}; Python {python}, torch {torch.__version__}, torchvision {torchvision.__version__}; n = 1")
-    if arguments.smoke:
-        print("smoke test: the figures say nothing")
-    print("\n| | reached | claim | holds |\n|---|---|---|---|", flush=True)
-
-
-def print_figure(figure: Figure, smoke: bool) -> None:
-    """Print a row."""
-    holds = "" if figure.holds is None or smoke else ("yes" if figure.holds else "no")
-    print(f"| {figure.name} | {figure.reached} | {figure.claim} | {holds} |", flush=True)
 
 
 def fast(options: Options) -> list[Figure]:

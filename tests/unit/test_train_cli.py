@@ -86,7 +86,7 @@ def test_every_preset_of_words_is_a_whole_spec(name: str) -> None:
 
 
 def test_the_presets_of_words_are_those_of_the_documentation() -> None:
-    names = ("awd-lstm", "awd-lstm-asgd", "compat-lstm", "compat-transformer", "modern-transformer")
+    names = ("awd-lstm", "awd-lstm-asgd", "compat-lstm", "compat-transformer", "modern-transformer", "ten-minutes")
     assert preset_names("train_language_model") == names
 
 

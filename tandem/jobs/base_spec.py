@@ -1,0 +1,62 @@
+"""What all job specs share. Free of torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from tandem.checkpoints.references import parse_reference
+from tandem.errors import InvalidName, InvalidReference
+from tandem.names import check_name
+
+
+def _checked_name(name: str) -> str:
+    try:
+        return check_name(name, "the")
+    except InvalidName as error:
+        raise ValueError(str(error)) from None
+
+
+def _checked_reference(reference: str) -> str:
+    try:
+        parse_reference(reference)
+    except InvalidReference as error:
+        raise ValueError(str(error)) from None
+    return reference
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+Reference = Annotated[str, AfterValidator(_checked_reference)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class Job(BaseModel):
+    """What all jobs share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    dataset: Name
+    device: Device = "auto"
+    num_threads: int | None = Field(None, ge=1, le=1024)
+
+
+class TrainingJob(Job):
+    """What both kinds of training share."""
+
+    model_name: Name
+    epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(ge=1, le=1_000_000)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(ge=0, allow_inf_nan=False)
+    seed: int = Field(0, ge=0, lt=2**63)
+    precision: Precision = "auto"
+    accumulation: int = Field(1, ge=1, le=10_000)
+    num_devices: int = Field(1, ge=1, le=64)
+    compile: bool = False
+    warmup_epochs: float | None = Field(None, ge=0, allow_inf_nan=False)
+    checkpoint_every_s: float = Field(60.0, gt=0, allow_inf_nan=False)
+
+    @property
+    def is_distributed(self) -> bool:
+        """True where several processes train together."""
+        return self.num_devices > 1
