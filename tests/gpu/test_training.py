@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from training_runs import check_resume
 
 from services.trainer.engine.classifier import ClassifierTraining
 from services.trainer.engine.language_model import LanguageModelTraining
@@ -12,6 +13,7 @@ from services.trainer.engine.reports import EpochDone, StepDone, Training
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.splits import PackedSplit
 from tandem.jobs.spec import ClassifierJob, LanguageModelJob
+from tandem.models.awd_lstm import AwdDropouts
 from tandem.models.classifiers import build_classifier
 from tandem.models.language_models import LanguageModelShape, build_language_model
 from tandem.models.weights import bare_state, load_weights
@@ -46,7 +48,7 @@ def classifier(precision: str) -> ClassifierTraining:
     )
 
 
-def language_model(model: str) -> LanguageModelTraining:
+def language_model(model: str, **changes: object) -> LanguageModelTraining:
     text: Tensor = (torch.arange(800) * 3 + torch.arange(800) // 7) % 11
     spec = LanguageModelJob.model_validate(
         {
@@ -57,10 +59,13 @@ def language_model(model: str) -> LanguageModelTraining:
             "batch_size": 4,
             "bptt": 8,
             "learning_rate": 0.02,
+            "dropout": 0.0,
+            **changes,
         }
     )
     torch.manual_seed(0)
-    network = build_language_model(LanguageModelShape(spec.model, 11, 32, 32, 2, 2, 0.0, False, 32))
+    shape = LanguageModelShape(spec.model, 11, 32, 32, 2, 2, spec.dropout, False, 32)
+    network = build_language_model(shape, AwdDropouts(weight=spec.weight_dropout))
     return LanguageModelTraining(spec, network, text, text[:200], torch.device("cuda"))
 
 
@@ -96,3 +101,11 @@ def test_a_classifier_learns_and_goes_on_from_a_snapshot(precision: str) -> None
 @pytest.mark.parametrize("model", ["LSTM", "Transformer"])
 def test_a_language_model_learns(model: str) -> None:
     assert finish(language_model(model))["val_ppl"] < 4.0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", ["LSTM", "GRU", "Transformer", "AWD_LSTM"])
+def test_a_language_model_goes_on_from_a_snapshot_to_the_same_bytes(model: str, precision: str) -> None:
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    changes = {"weight_dropout": 0.5, "variable_bptt": True} if model == "AWD_LSTM" else {}
+    check_resume(lambda: language_model(model, epochs=2, precision=precision, dropout=0.2, **changes), 30)

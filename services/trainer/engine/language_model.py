@@ -122,7 +122,8 @@ class LanguageModelTraining:
         self.step += 1
         if self._average:
             self._average.update()
-        self._sums[2:] += torch.stack((norm.detach().double(), norm.new_ones((), dtype=torch.float64)))
+        self._sums[2] += norm.detach()
+        self._sums[3] += 1
         return count
 
     def _backward(self, number: int, inputs: Tensor, targets: Tensor, count: int) -> None:
@@ -134,7 +135,8 @@ class LanguageModelTraining:
             # DistributedDataParallel takes the mean over processes; the mean over all tokens is what is wanted.
             (found.objective * (self.ranks.size / count)).backward()
         self._states[number] = detach(found.state)
-        self._sums[:2] += torch.stack((found.loss.double(), found.loss.new_tensor(targets.numel()).double()))
+        self._sums[0] += found.loss
+        self._sums[1] += targets.numel()
 
     def _example_loss(self, forward: Any) -> Tensor:
         tokens = self._rows[:1, :2].long().to(self.device)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from services.trainer.engine.output_loss import output_loss
 from services.trainer.engine.precision import autocast, layer_precision
+from services.trainer.engine.wrapping import compiled
 from tandem.jobs.spec import LanguageModelJob
 from tandem.models.devices import resolve_precision
 from tandem.models.language_models import ModelState
@@ -30,9 +31,9 @@ class SequenceLoss(nn.Module):
         self._device, self._spec = device, spec
         self._head_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._precision = layer_precision(network, device, precision)
-        # Each shape by itself: a kernel for any would depend on which came first, and a resumed run begins elsewhere.
-        encode: Any = self.network.encode
-        self._encode = torch.compile(encode, dynamic=False) if spec.compile else encode
+        self._encode: Any = self.network.encode
+        if spec.compile:
+            self._encode = compiled(self._encode)
 
     def forward(self, inputs: Tensor, targets: Tensor, state: ModelState | None) -> WindowLoss:
         """Return the loss of targets (B, T) after inputs (B, T), int64."""

@@ -18,12 +18,16 @@ def wrapped(network: nn.Module, spec: ClassifierJob, image_size: int, ranks: Ran
     """
     images = torch.zeros(2, 3, image_size, image_size, device=next(network.parameters()).device)
     forward = exchanging(network, ranks, lambda forward: forward(images).sum())
-    if spec.compile:
-        # Shapes are compiled one by one: a kernel for any size would depend on which sizes came first, and a run that
-        # was resumed meets them in another order.
-        torch._dynamo.config.recompile_limit = 64
-        forward = torch.compile(forward, dynamic=False)
-    return forward
+    return compiled(forward) if spec.compile else forward
+
+
+def compiled(function: Any) -> Any:
+    """Return `function` compiled, each shape of its inputs by itself.
+
+    A kernel for any shape would depend on which came first, and a run that was resumed meets them in another order.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function, dynamic=False)
 
 
 def exchanging(module: nn.Module, ranks: Ranks, example_loss: Callable[[Any], Tensor]) -> Any:
