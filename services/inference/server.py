@@ -33,14 +33,13 @@ from services.inference.engine import Engine
 from services.inference.health import SERVICE, HealthBoard
 from services.inference.loading import Served, load
 from services.inference.registry import ServingRegistry
-from services.inference.runtimes.eager import configure_device
 from services.inference.scheduler import DeviceScheduler
 from services.inference.servicers import InferenceServicer, ModelsServicer
 from services.inference.watch import keep_running, listen, watch_volume
 from tandem.checkpoints.registry import Located, Registry
 from tandem.errors import Conflict, InvalidRequest, TandemError
 from tandem.local.state import find_system
-from tandem.models.devices import resolve_device
+from tandem.models.devices import configure_device, resolve_device
 from tandem.settings import Settings
 from tandem.volume import Volume, replace_file, volume_errors
 from tandem.wire.limits import CHANNEL_OPTIONS

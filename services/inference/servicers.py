@@ -12,10 +12,11 @@ import grpc
 from services.inference.classify import EncodedImage, classify, off_the_loop
 from services.inference.compare import compare, compare_dataset
 from services.inference.engine import Engine
-from services.inference.generate import generate, pick_seed
+from services.inference.generate import generate
 from services.inference.loading import ServedClassifier, version_of
 from tandem.checkpoints.registry import describe
 from tandem.errors import TandemError
+from tandem.generation.prompts import pick_seed
 from tandem.models.sampling import Sampling
 from tandem.wire import convert
 from tandem.wire.results import ModelDetails, ModelInfo, TextPiece
@@ -151,6 +152,10 @@ def _sampling(parameters: pb.SamplingParameters) -> Sampling:
         top_p=parameters.top_p,
         seed=parameters.seed if parameters.HasField("seed") else pick_seed(),
         allow_unknown=parameters.allow_unknown,
+        min_p=parameters.min_p,
+        repetition_penalty=parameters.repetition_penalty if parameters.HasField("repetition_penalty") else 1.0,
+        stop=tuple(parameters.stop),
+        random_start=parameters.random_start,
     )
 
 

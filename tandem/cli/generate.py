@@ -1,17 +1,23 @@
 """`tandem generate`: text from a language model, as it is drawn."""
 
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from tandem.checkpoints.registry import Registry
 from tandem.cli.calls import open_client, version_document
 from tandem.cli.output import json_option, print_json
 from tandem.errors import InvalidRequest
-from tandem.volume import replace_file
+from tandem.settings import Settings
+from tandem.volume import Volume, replace_file
 
 if TYPE_CHECKING:
-    from tandem.client import GenerationSummary, TextPiece
+    from tandem.wire.results import GenerationSummary, TextPiece
+
+    Steps = Generator[TextPiece | GenerationSummary, None, None]
 
 WORDS_A_LINE = 20
 
@@ -19,44 +25,91 @@ WORDS_A_LINE = 20
 @click.command()
 @click.argument("reference", metavar="REF")
 @click.option("--prompt", metavar="TEXT", help="What the text goes on from.  [default: the start of a line]")
+@click.option("--random-start", is_flag=True, help="Start with a word drawn from all alike, instead of a prompt.")
 @click.option("--words", type=click.IntRange(1), default=1000, show_default=True, help="Words, line ends included.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest word each time.")
 @click.option("--top-k", type=click.IntRange(0), default=0, help="Draw from the k likeliest words.")
 @click.option("--top-p", type=float, default=0.0, help="Draw from the likeliest words that hold this probability.")
+@click.option("--min-p", type=float, default=0.0, help="Draw from the words this much as likely as the likeliest.")
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Divides (below 0: multiplies) the logit of each word that the prompt or the text has already.",
+)
+@click.option("--stop", metavar="WORD", multiple=True, help="End before this word, or <eos>; may be given again.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same words.")
 @click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the words too, 20 a line.")
+@click.option("--local", is_flag=True, help="Generate in a process on this machine, without a server.")
 @json_option
 def generate(
     reference: str,
     prompt: str | None,
     words: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
     output: Path | None,
+    local: bool,
     as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Generate text with language model REF, printed as it comes.
+
+    Words of the prompt that the model does not know are read as <unk>, and named. A prompt or a text may be of any
+    length: recurrent networks carry their state on, a Transformer's layers see the last tokens of their window.
 
     --json prints a line for each message, {"text", "words"}: the texts put together are the completion. The last line
     is {"summary": {text, num_words, seed, perplexity, model, num_prompt_tokens, unknown_words, finish_reason}}.
     --output writes a UTF-8 file of the words drawn, `<eos>` for an end of line, whole or not at all. A model of
-    subwords draws those: --words counts them, and the file holds whole words.
+    subwords draws those: --words counts them, and the file holds whole words. --local and a server on the same device
+    and software draw the same words from a seed.
     """
+    if prompt is not None and sampling["random_start"]:
+        raise click.UsageError("--prompt and --random-start exclude each other")
     if output is not None and not output.absolute().parent.is_dir():
         raise InvalidRequest(f"can't write {output}: there is no folder {output.absolute().parent}")
-    with open_client() as client:
-        from tandem.client import SamplingOptions
-
-        sampling = SamplingOptions(temperature, top_k, top_p, seed)
-        writer = _Lines() if as_json else _Screen(prompt)
-        for step in client.generate(reference, prompt, words, sampling):
+    writer = _Lines() if as_json else _Screen(prompt)
+    steps = _local_steps if local else _served_steps
+    # Closed at once on Ctrl-C too: the work behind it ends with it.
+    with closing(steps(reference, prompt, words, sampling)) as told:
+        for step in told:
             writer.show(step)
     if output is not None:
         _write(output, _whole_words(writer.words, writer.text))
         if not as_json:
             click.echo(f"written to {output}", err=True)
+
+
+def _served_steps(reference: str, prompt: str | None, words: int, sampling: dict[str, Any]) -> "Steps":
+    with open_client() as client:
+        from tandem.client import SamplingOptions
+
+        yield from client.generate(reference, prompt, words, SamplingOptions(**sampling))
+
+
+def _local_steps(reference: str, prompt: str | None, words: int, sampling: dict[str, Any]) -> "Steps":
+    from tandem.generation.process import run_generation
+    from tandem.generation.prompts import check_max_words, check_prompt, check_text, pick_seed
+    from tandem.generation.request import GenerationRequest, SamplingRequest
+
+    check_max_words(words)
+    check_prompt(prompt)
+    for word in sampling["stop"]:
+        check_text(word, "stop word")
+    settings = Settings.from_environment()
+    located = Registry(Volume(settings.home)).resolve(reference)
+    seed = pick_seed() if sampling["seed"] is None else sampling["seed"]
+    request = GenerationRequest(
+        checkpoint=located.checkpoint,
+        digest=located.digest,
+        name=located.version.name if located.version else "",
+        version=located.version.version if located.version else 0,
+        run_id=located.run_id,
+        device=settings.device,
+        prompt=prompt,
+        max_words=words,
+        sampling=SamplingRequest(**(sampling | {"seed": seed})),
+    )
+    yield from run_generation(request)
 
 
 class _Screen:
@@ -68,7 +121,7 @@ class _Screen:
         self._prompt = prompt
 
     def show(self, step: "TextPiece | GenerationSummary") -> None:
-        from tandem.client import TextPiece
+        from tandem.wire.results import TextPiece
 
         if not isinstance(step, TextPiece):
             self._sum_up(step)
@@ -83,9 +136,10 @@ class _Screen:
         click.echo()
         if summary.unknown_words:
             click.echo(f"not in the vocabulary: {', '.join(summary.unknown_words)}", err=True)
+        stopped = ", ended by a stop word" if summary.finish_reason == "stop" else ""
         click.echo(
             f"{summary.num_words:,} words, perplexity {summary.perplexity:.1f}, seed {summary.seed}, "
-            f"by {summary.model.label} ({summary.model.architecture})",
+            f"by {summary.model.label} ({summary.model.architecture}){stopped}",
             err=True,
         )
 
@@ -98,7 +152,7 @@ class _Lines:
         self.text = ""
 
     def show(self, step: "TextPiece | GenerationSummary") -> None:
-        from tandem.client import TextPiece
+        from tandem.wire.results import TextPiece
 
         if isinstance(step, TextPiece):
             self.words += step.words
@@ -128,6 +182,7 @@ def _whole_words(words: list[str], text: str) -> list[str]:
 def _write(path: Path, words: list[str]) -> None:
     lines = [" ".join(words[first : first + WORDS_A_LINE]) for first in range(0, len(words), WORDS_A_LINE)]
     try:
+        # UTF-8 whatever the locale is: a codec of it would fail at the first é.
         replace_file(path, ("\n".join(lines) + "\n").encode())
     except OSError as error:
         raise InvalidRequest(f"can't write {path}: {error.strerror}") from error

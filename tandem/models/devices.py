@@ -1,4 +1,4 @@
-"""Which device and which precision a spec or a setting means."""
+"""Which device and which precision a spec or a setting means, and what is set for a device that answers."""
 
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,15 @@ def resolve_device(name: str) -> torch.device:
         there = torch.cuda.device_count()
         raise InvalidRequest(f"device {name!r} is not here ({there} CUDA devices); use cpu", field="device")
     return device
+
+
+def configure_device(device: torch.device) -> None:
+    """Set what holds for the whole process: deterministic float32 without TF32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def resolve_precision(

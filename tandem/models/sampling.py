@@ -103,6 +103,19 @@ def draw(
     return token_id, float(own[token_id] - largest) - log_total
 
 
+def draw_evenly(logits: Tensor, among: TokenSet, seed: int) -> tuple[int, float]:
+    """Draw the first token of a text from `among`, each as likely; return what `draw` does. `logits` (V,)
+    have no say.
+
+    Raises InvalidRequest where there is none to draw.
+    """
+    if not among.any():
+        raise InvalidRequest("there is no word to start with: all are stop words", field="sampling.random_start")
+    token_id = _invert(among.astype(np.float32), uniform(seed, 0))
+    own: Floats = logits.detach().float().cpu().numpy()
+    return token_id, float(own[token_id] - own.max()) - math.log(float(np.exp(own - own.max()).sum(dtype=np.float64)))
+
+
 def _allowed(own: Floats, sampling: Sampling, masked_id: int | None, seen: TokenSet | None) -> Floats:
     """Return the logits that are drawn from: those of `seen` penalised, that of `masked_id` -inf."""
     allowed = own.copy()

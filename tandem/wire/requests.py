@@ -39,6 +39,10 @@ class SamplingOptions:
     top_p: float = 0.0
     seed: int | None = None
     allow_unknown: bool = False
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: Sequence[str] = ()
+    random_start: bool = False
 
 
 Classifying = Generator[pb.ClassifyRequest, pb.ClassifyResponse, Classification]
@@ -138,6 +142,11 @@ def generate_request(model: str, prompt: str | None, max_words: int, sampling: S
             top_p=sampling.top_p,
             seed=sampling.seed,
             allow_unknown=sampling.allow_unknown,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            # Text is a sequence of characters too, which nobody means.
+            stop=[sampling.stop] if isinstance(sampling.stop, str) else sampling.stop,
+            random_start=sampling.random_start,
         )
         return pb.GenerateRequest(model=model, prompt=prompt, sampling=parameters)
 

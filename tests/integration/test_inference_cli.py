@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import CLASS_IDS, png
+from factories import CLASS_IDS, MODELS, png
 from inference_server import BROKEN_PLACES, ServerProcess, environment
 
 from tandem.cli.main import main
@@ -170,6 +170,44 @@ def test_generate(tandem: Terminal, tmp_path: Path) -> None:
     assert [word for piece in pieces for word in piece["words"]] == " ".join(lines).split()
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_generate_on_this_machine_writes_what_the_server_writes(tandem: Terminal, tmp_path: Path, model: str) -> None:
+    options = ("generate", model, "--prompt", "the cat zebra", "--words", "150", "--seed", "3", "--top-p", "0.95")
+    printed = tandem(*options, "--json")
+    served, local = tmp_path / "served.txt", tmp_path / "local.txt"
+    tandem(*options, "--output", served)
+    own = tandem(*options, "--local", "--json", "--output", local)
+    *_, summary = (json.loads(line)["summary"] for line in printed.splitlines()[-1:])
+    *_, own_summary = (json.loads(line)["summary"] for line in own.splitlines()[-1:])
+    assert own_summary == summary
+    assert local.read_bytes() == served.read_bytes()
+
+
+def test_local_needs_no_server_and_says_what_is_wrong(
+    tandem: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TANDEM_INFERENCE_ADDRESS")
+    text = tandem("generate", "GRU", "--local", "--random-start", "--words", "30", "--stop", "<eos>", "--seed", "1")
+    assert text.count("\n") == 1
+    assert (
+        tandem("generate", "GRU:1", "--local", "--random-start", "--words", "30", "--stop", "\n", "--seed", "1") == text
+    )
+    for arguments, line in (
+        (["a"], "a:1 is a classifier"),
+        (["absent"], "no model 'absent'"),
+        (["GRU", "--prompt", " "], "the prompt is empty"),
+        (["GRU", "--prompt", os.fsdecode(b"caf\xe9")], "the prompt is not UTF-8 text, at character 4"),
+        (["GRU", "--words", "100001"], "100,000"),
+        (["GRU", "--min-p", "2"], "min_p is 2.0"),
+        (["GRU", "--repetition-penalty", "0"], "repetition_penalty is 0.0"),
+        (["GRU", "--stop", "zebra"], "stop word 'zebra' is not in the model's vocabulary"),
+        (["GRU", "--stop", os.fsdecode(b"caf\xe9")], "the stop word is not UTF-8"),
+    ):
+        assert line in tandem("generate", "--local", *arguments, code=1)
+    monkeypatch.setenv("TANDEM_DEVICE", "cuda:77")
+    assert "TANDEM_DEVICE='cuda:77'" in tandem("generate", "--local", "GRU", code=1)
+
+
 def test_generate_says_what_is_wrong(tandem: Terminal, tmp_path: Path) -> None:
     assert "the prompt is empty" in tandem("generate", "LSTM", "--prompt", "", code=1)
     assert "a:1 is a classifier" in tandem("generate", "a", code=1)
@@ -177,14 +215,19 @@ def test_generate_says_what_is_wrong(tandem: Terminal, tmp_path: Path) -> None:
     assert "100,000" in tandem("generate", "LSTM", "--words", "100001", code=1)
     assert "no folder" in tandem("generate", "LSTM", "--output", tmp_path / "no" / "x.txt", code=1)
     assert "Invalid value" in tandem("generate", "LSTM", "--words", "many", code=2)
+    assert "exclude" in tandem("generate", "LSTM", "--prompt", "the", "--random-start", code=2)
+    assert "stop word 'zebra'" in tandem("generate", "LSTM", "--stop", "zebra", code=1)
 
 
-def test_interrupted_it_keeps_what_is_on_the_screen_and_writes_no_file(server: ServerProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [[], ["--local"]])
+def test_interrupted_it_keeps_what_is_on_the_screen_and_writes_no_file(
+    server: ServerProcess, tmp_path: Path, how: list[str]
+) -> None:
     output = tmp_path / "text.txt"
     command = [sys.executable, "-c", "from tandem.cli.main import main; main()"]
     process = subprocess.Popen(
-        [*command, "generate", "LSTM", "--words", "100000", "--output", str(output)],
-        env=environment(TANDEM_INFERENCE_ADDRESS=server.address),
+        [*command, "generate", "LSTM", "--words", "100000", "--output", str(output), *how],
+        env=environment(TANDEM_INFERENCE_ADDRESS=server.address, TANDEM_HOME=str(server.volume.home)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -69,6 +69,43 @@ def test_greedy_text_has_no_chance_in_it(client: Client) -> None:
     assert len(texts) == 1
 
 
+def words_of(client: Client, sampling: SamplingOptions, max_words: int = 200) -> tuple[list[str], GenerationSummary]:
+    *pieces, summary = client.generate("LSTM", None, max_words, sampling)
+    assert isinstance(summary, GenerationSummary)
+    return [word for piece in pieces if isinstance(piece, TextPiece) for word in piece.words], summary
+
+
+def test_a_text_ends_before_a_stop_word(client: Client) -> None:
+    plain, _ = words_of(client, SamplingOptions(seed=3))
+    stop = plain[70]
+    words, summary = words_of(client, SamplingOptions(seed=3, stop=(stop, "?")))
+    ends_at = min(plain.index(each) for each in (stop, "?") if each in plain)
+    assert words == plain[:ends_at]
+    assert (summary.num_words, summary.finish_reason) == (ends_at, "stop")
+
+
+def test_a_text_that_ends_before_it_begins(client: Client) -> None:
+    (first, *_), _ = words_of(client, SamplingOptions(seed=3), 1)
+    words, summary = words_of(client, SamplingOptions(seed=3, stop=first))
+    assert (words, summary.num_words, summary.mean_negative_log_probability) == ([], 0, 0.0)
+    assert summary.finish_reason == "stop"
+
+
+def test_penalty_min_p_and_random_start_reach_the_draw(client: Client) -> None:
+    once, _ = words_of(client, SamplingOptions(temperature=0.0, repetition_penalty=1000.0), 12)
+    greedy, _ = words_of(client, SamplingOptions(temperature=0.0), 12)
+    assert len(set(once)) > len(set(greedy))
+    assert words_of(client, SamplingOptions(min_p=1.0, seed=8), 12)[0] == greedy
+    firsts = {words_of(client, SamplingOptions(seed=seed, random_start=True, top_k=1), 1)[0][0] for seed in range(12)}
+    assert len(firsts) > 5
+
+
+def test_a_prompt_of_unknown_words_only_is_read_as_unknown_words(client: Client) -> None:
+    *_, summary = client.generate("Transformer", "zebra yak", 3)
+    assert isinstance(summary, GenerationSummary)
+    assert (summary.num_prompt_tokens, summary.unknown_words) == (2, ("zebra", "yak"))
+
+
 def test_a_long_prompt_and_unknown_words(client: Client) -> None:
     *_, summary = client.generate("GRU", "the cat zebra\n" * 300 + "zebra yak", 3)
     assert isinstance(summary, GenerationSummary)
@@ -97,6 +134,11 @@ def test_an_overlong_prompt(client: Client) -> None:
         (1, SamplingOptions(temperature=float("nan")), "sampling.temperature"),
         (1, SamplingOptions(top_p=1.5), "sampling.top_p"),
         (1, SamplingOptions(top_k=-1), "sampling.top_k"),
+        (1, SamplingOptions(min_p=1.5), "sampling.min_p"),
+        (1, SamplingOptions(repetition_penalty=0.0), "sampling.repetition_penalty"),
+        (1, SamplingOptions(stop=("zebra",)), "sampling.stop"),
+        (1, SamplingOptions(stop=("the cat",)), "sampling.stop"),
+        (1, SamplingOptions(stop=("the",) * 65), "sampling.stop"),
     ],
 )
 def test_nonsense_is_refused_with_its_field(
@@ -105,6 +147,12 @@ def test_nonsense_is_refused_with_its_field(
     with pytest.raises(InvalidRequest) as caught:
         list(client.generate("LSTM", None, max_words, sampling))
     assert caught.value.field == field
+
+
+def test_a_prompt_beside_a_random_start(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="leave one of the two out") as caught:
+        list(client.generate("LSTM", "the", 1, SamplingOptions(random_start=True)))
+    assert caught.value.field == "sampling.random_start"
 
 
 def test_numbers_that_no_field_holds(client: Client) -> None:

@@ -189,6 +189,12 @@ async def test_services_of_others_are_left_alone() -> None:
             "1,048,576 bytes",
         ),
         (
+            lambda servicer, context: anext(
+                servicer.Generate(pb.GenerateRequest(sampling=pb.SamplingParameters(repetition_penalty=0.0)), context)
+            ),
+            "repetition_penalty is 0.0",
+        ),
+        (
             lambda servicer, context: servicer.Classify(
                 pb.ClassifyRequest(model="m", top_k=1000, images=[pb.Image(data=b"x")] * 101), context
             ),

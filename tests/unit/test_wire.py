@@ -8,7 +8,7 @@ from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersio
 from tandem.errors import QueueFull
 from tandem.wire import convert
 from tandem.wire.limits import MAX_ANSWERS
-from tandem.wire.requests import image_messages
+from tandem.wire.requests import SamplingOptions, generate_request, image_messages
 from tandem.wire.results import Classification, GenerationSummary, ImageResult, ModelDetails, ModelInfo, TextPiece
 from tandem.wire.status import DETAILS_KEY, PUSHBACK_KEY, WireStatus, from_rpc_error, to_status
 
@@ -146,3 +146,13 @@ def test_texts_and_models_survive_the_wire() -> None:
     assert convert.info_from_wire(convert.info_to_wire(info)) == info
     details = ModelDetails(VERSION, "classifier", {"val_loss": 0.5}, 12, ("n0", "n1"), 64, 0)
     assert convert.details_from_wire(convert.details_to_wire(details)) == details
+
+
+def test_how_a_text_is_drawn_reaches_the_wire() -> None:
+    options = SamplingOptions(0.5, 3, 0.9, 7, True, 0.1, 1.2, ("a", "<eos>"), True)
+    parameters = generate_request("m", None, 9, options).sampling
+    assert (parameters.max_words, parameters.temperature, parameters.top_k, parameters.top_p) == (9, 0.5, 3, 0.9)
+    assert (parameters.seed, parameters.allow_unknown, parameters.min_p) == (7, True, 0.1)
+    assert (parameters.repetition_penalty, parameters.random_start) == (1.2, True)
+    assert list(parameters.stop) == ["a", "<eos>"]
+    assert list(generate_request("m", None, 1, SamplingOptions(stop="the")).sampling.stop) == ["the"]

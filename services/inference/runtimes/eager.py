@@ -20,18 +20,9 @@ from torch import Tensor, nn
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.images import normalise
 from tandem.errors import CheckpointCorrupt
-from tandem.models.language_models import LanguageModel, ModelState
+from tandem.models.stepping import NetworkSteps
 
 LINEAR_ROWS = 16
-
-
-def configure_device(device: torch.device) -> None:
-    """Set what holds for the whole process: deterministic float32 without TF32."""
-    if device.type == "cuda":
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class EagerClassifier:
@@ -60,27 +51,11 @@ class EagerClassifier:
         _check_finite(self.predict(torch.zeros(1, 3, size, size, dtype=torch.uint8)))
 
 
-class EagerLanguageModel:
+class EagerLanguageModel(NetworkSteps):
     """A language model on `device`."""
 
     name = "eager"
     dtype = "float32"
-
-    def __init__(self, network: LanguageModel, device: torch.device) -> None:
-        self._network = network
-        self._device = device
-
-    @torch.inference_mode()
-    def step(self, token_ids: list[int], state: ModelState | None) -> tuple[Tensor, ModelState]:
-        """Return the logits float32 (V,) after the last of `token_ids` (one or more), and the state after them."""
-        logits, after = self._network(torch.tensor([token_ids], device=self._device), state)
-        return logits[0, -1].float(), after
-
-    def warm(self) -> None:
-        """Run once; raise CheckpointCorrupt if the answer is not finite."""
-        logits, state = self.step([0, 0], None)
-        _check_finite(logits)
-        _check_finite(self.step([0], state)[0])
 
 
 class _BlockedLinear(nn.Linear):

@@ -1,10 +1,8 @@
 """What the server asks of a runtime; all calls come from the one thread of its device."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
-
-from tandem.models.language_models import ModelState
 
 
 class ClassifierRuntime(Protocol):
@@ -28,8 +26,11 @@ class LanguageRuntime(Protocol):
     name: str
     dtype: str
 
-    def step(self, token_ids: list[int], state: ModelState | None) -> tuple[Tensor, ModelState]:
-        """Return the logits float32 (V,) after the last of `token_ids` (one or more), and the state after them."""
+    def step(self, token_ids: list[int], state: Any) -> tuple[Tensor, Any]:
+        """Return the logits float32 (V,) after the last of `token_ids` (one or more), and the state after them.
+
+        The state given is used up.
+        """
         ...
 
     def warm(self) -> None:

@@ -1,0 +1,174 @@
+"""The decoder: what a text goes on from, when it ends, and how little it matters in what pieces it is written."""
+
+from typing import Any, cast
+
+import pytest
+import torch
+from factories import MODELS, language_card, vocabulary
+from torch import Tensor, nn
+
+from tandem.checkpoints.tensors import build_network
+from tandem.data.vocabulary import Vocabulary
+from tandem.errors import CheckpointCorrupt, InvalidPrompt, InvalidRequest
+from tandem.generation.prompts import read_prompt
+from tandem.models.decoding import PREFILL_TOKENS, Sequence, find_stop_id
+from tandem.models.language_models import LanguageModel
+from tandem.models.sampling import Sampling, draw
+from tandem.models.stepping import NetworkSteps
+
+CPU = torch.device("cpu")
+WORDS = vocabulary()
+# Of the Transformer of `language_card`.
+CONTEXT, LAYERS = 8, 2
+
+
+def network_of(model: str, scale: float = 3.0) -> nn.Module:
+    torch.manual_seed(3)
+    network = build_network(language_card(model, len(WORDS))).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.mul_(scale)
+    return network
+
+
+def steps(network: nn.Module) -> NetworkSteps:
+    return NetworkSteps(cast(LanguageModel, network), CPU)
+
+
+def begun(stepper: Any, sampling: Sampling, prompt: tuple[int, ...] = ()) -> Sequence:
+    sequence = Sequence(stepper, WORDS, sampling)
+    for piece in sequence.pieces(prompt):
+        piece()
+    return sequence
+
+
+def text(model: str, sampling: Sampling, count: int, prompt: tuple[int, ...] = ()) -> list[str]:
+    return begun(steps(network_of(model)), sampling, prompt).write(count)
+
+
+class Scripted:
+    """A model that says the same logits at each step."""
+
+    def __init__(self, **logits: float) -> None:
+        self.read: list[list[int]] = []
+        self._logits = torch.full((len(WORDS),), -9.0)
+        for word, value in logits.items():
+            self._logits[WORDS.ids[word]] = value
+
+    def step(self, token_ids: list[int], state: Any) -> tuple[Tensor, Any]:
+        self.read.append(token_ids)
+        return self._logits, None
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_words_are_those_of_the_whole_text_encoded_anew_each_time(model: str) -> None:
+    # Six times the Transformer's context, so that the window slides past the trained length.
+    network, sampling = network_of(model), Sampling(seed=5, temperature=0.9)
+    token_ids = [WORDS.end_id, 3, 4]
+    expected = []
+    for position in range(50):
+        logits, _ = network(torch.tensor([token_ids]), None)
+        token_id, _ = draw(logits[0, -1], sampling, position, WORDS.unknown_id)
+        token_ids.append(token_id)
+        expected.append(WORDS.tokens[token_id])
+    assert begun(steps(network), sampling, (3, 4)).write(50) == expected
+
+
+@pytest.mark.parametrize("model", ["LSTM", "Transformer"])
+def test_how_it_is_cut_into_turns_does_not_matter(model: str) -> None:
+    sequence = begun(steps(network_of(model)), Sampling(seed=2))
+    pieces = [sequence.write(count) for count in (1, 7, 2, 20)]
+    assert [word for piece in pieces for word in piece] == text(model, Sampling(seed=2), 30)
+    assert sequence.write(100, lambda: False) == text(model, Sampling(seed=2), 31)[-1:]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_prompt_longer_than_the_context(model: str) -> None:
+    prompt = tuple(2 + each % 15 for each in range(3 * PREFILL_TOKENS + 1))
+    other = ((7,) * 600) + prompt[600:]
+    assert len(prompt) > PREFILL_TOKENS > LAYERS * CONTEXT
+    # Larger, the ReLUs' activations would grow beyond all numbers.
+    network = network_of(model, 1.5)
+    stepper, far = steps(network), steps(network)
+    whole, _ = network(torch.tensor([[WORDS.end_id, *prompt]]), None)
+    sequence = begun(stepper, Sampling(seed=1), prompt)
+    assert sequence._logits is not None
+    torch.testing.assert_close(sequence._logits, whole[0, -1], atol=1e-4, rtol=1e-4)
+    if model == "Transformer":
+        # What lies further back than its layers' windows reach has no say.
+        assert begun(far, Sampling(seed=1), other).write(40) == sequence.write(40)
+
+
+def test_a_text_begins_after_an_end_of_line_and_in_pieces() -> None:
+    model = Scripted(cat=1.0)
+    sequence = begun(model, Sampling(temperature=0.0), (2,) * PREFILL_TOKENS)
+    assert [len(each) for each in model.read] == [PREFILL_TOKENS, 1]
+    assert model.read[0][0] == WORDS.end_id
+    assert sequence.write(3) == ["cat"] * 3
+    # The last word is not read before there is another to draw.
+    assert len(model.read) == 4
+
+
+def test_a_text_ends_before_the_stop_word() -> None:
+    sequence = begun(Scripted(cat=1.0), Sampling(temperature=0.0, stop=("cat", "dog")))
+    assert (sequence.write(5), sequence.stopped, sequence.num_words, sequence.finish_reason) == ([], True, 0, "stop")
+    assert sequence.mean_negative_log_probability == 0.0
+    going_on = begun(Scripted(cat=1.0), Sampling(temperature=0.0, stop=("dog",)))
+    assert going_on.write(5) == ["cat"] * 5
+    assert (going_on.stopped, going_on.finish_reason) == (False, "length")
+
+
+def test_the_penalty_falls_on_the_prompt_and_on_what_was_drawn() -> None:
+    model = Scripted(cat=4.0, dog=3.0, the=2.0)
+    sampling = Sampling(temperature=0.0, repetition_penalty=4.0)
+    assert begun(model, sampling).write(4) == ["cat", "dog", "the", "cat"]
+    assert begun(model, sampling, (WORDS.ids["dog"],)).write(2) == ["cat", "the"]
+    # The end of line that the text begins after is in neither.
+    model = Scripted(**{"<eos>": 4.0, "cat": 3.0})
+    assert begun(model, sampling).write(2) == ["<eos>", "cat"]
+
+
+def test_a_random_start_is_any_word_alike_and_follows_the_seed() -> None:
+    model = Scripted(cat=9.0)
+    starts = [
+        begun(model, Sampling(seed=seed, random_start=True, stop=("cat",), temperature=0.0)).write(1)
+        for seed in range(400)
+    ]
+    drawn = {word for (word,) in starts}
+    assert drawn == set(WORDS.tokens) - {"<unk>", "<eos>", "cat"}
+    again = begun(model, Sampling(seed=7, random_start=True)).write(2)
+    assert again == begun(model, Sampling(seed=7, random_start=True)).write(2)
+    # From the second word on the model is asked.
+    assert begun(model, Sampling(seed=7, random_start=True, temperature=0.0)).write(3)[1:] == ["cat", "cat"]
+
+
+def test_no_word_to_start_with() -> None:
+    bare = Vocabulary(("<unk>", "<eos>"))
+    sequence = Sequence(steps(build_network(language_card("GRU", 2)).eval()), bare, Sampling(random_start=True))
+    for piece in sequence.pieces(()):
+        piece()
+    with pytest.raises(InvalidRequest, match="no word to start with"):
+        sequence.write(1)
+
+
+def test_answers_that_are_no_numbers_end_the_text_with_an_error() -> None:
+    sequence = begun(steps(network_of("RNN_RELU", 30.0)), Sampling(), (2,) * 300)
+    with pytest.raises(CheckpointCorrupt, match="not finite numbers after 300 words"):
+        sequence.write(1)
+
+
+def test_stop_words_are_words_of_the_vocabulary() -> None:
+    assert find_stop_id(WORDS, "cat") == WORDS.ids["cat"]
+    assert find_stop_id(WORDS, "<eos>") == find_stop_id(WORDS, "\n") == WORDS.end_id
+    for stop, says in (("zebra", "not in"), ("the cat", "is 2 words"), ("", "is 0 words")):
+        with pytest.raises(InvalidRequest, match=says) as caught:
+            find_stop_id(WORDS, stop)
+        assert caught.value.field == "sampling.stop"
+
+
+def test_unknown_words_of_a_prompt() -> None:
+    read, _ = read_prompt(WORDS, "zebra yak zebra")
+    assert (read.token_ids, read.unknown_words) == ((WORDS.unknown_id,) * 3, ("zebra", "yak"))
+    bare = Vocabulary(("<eos>", "the"), "words")
+    assert read_prompt(bare, "zebra the")[0].token_ids == (1,)
+    with pytest.raises(InvalidPrompt, match=r"no word of the prompt \(zebra, yak\); use others"):
+        read_prompt(bare, "zebra yak")
