@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("startup", "classification", "language_models", "compat")
+NAMES = ("startup", "classification", "language_models", "generation", "compat")
 
 
 def main() -> None:

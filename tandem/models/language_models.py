@@ -45,6 +45,7 @@ class LanguageModel(Protocol):
     """The contract; see the module's docstring."""
 
     batch_dimension: int
+    embedding: nn.Embedding
     head: nn.Linear
 
     def __call__(self, token_ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
