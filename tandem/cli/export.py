@@ -1,4 +1,4 @@
-"""`tandem models export`: a classifier as a file that other programs run."""
+"""`tandem models export`: a model as a file that other programs run."""
 
 import contextlib
 import sys
@@ -13,12 +13,12 @@ from tandem.checkpoints.files import MODEL_FILE, read_verified
 from tandem.checkpoints.registry import Located, Registry
 from tandem.cli.output import console, json_option, open_volume, print_json
 from tandem.errors import InvalidRequest
-from tandem.export.request import SUFFIXES, ExportRequest, FormatName, check_output
+from tandem.export.request import SUFFIXES, ExportRequest, FormatName, LanguageExportReport, check_output
 from tandem.export.sources import dataset_images, given_images
 from tandem.volume import Volume
 
 if TYPE_CHECKING:
-    from tandem.export.request import ExportReport
+    from tandem.export.process import Report
 
 
 @click.command()
@@ -65,12 +65,19 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write classifier REF as an ONNX file or a torch.export program, checked against the network on real images.
+    """Write REF as an ONNX file or a torch.export program, checked against the network.
 
-    The file takes normalised images, float32 (B, 3, S, S), and gives logits (B, classes), for any B. It holds the
-    classes, the preprocessing and where the model comes from. The check runs the very file that is then put in place;
+    A classifier is checked on real images. The file takes normalised images, float32 (B, 3, S, S), and gives logits
+    (B, classes), for any B. It holds the classes, the preprocessing and where the model comes from.
+
+    A language model is checked on random tokens, whole and token by token. The file takes token_ids, int64 (B, T), and
+    the state, zeros at first; it gives logits (B, T, words) and the state to hand on, named …_after. It holds the
+    vocabulary. B and T are open; only T of recurrent networks is 1 in a torch.export program.
+
+    The check runs the very file that is then put in place;
     if it fails, nothing is written. --json prints {model, format, file, file_bytes, opset, num_images, batch_sizes,
-    max_difference, relative_difference, tolerance, num_ties}.
+    max_difference, relative_difference, tolerance, num_ties}; of a language model {…, dynamic, num_tokens, pieces, …}
+    for num_images.
     """
     if data and images_from:
         raise click.UsageError("--data and --images-from exclude each other")
@@ -104,16 +111,18 @@ def _target(located: Located, format_name: FormatName, output: Path | None) -> P
 def _images(
     volume: Volume, located: Located, data: str | None, images_from: tuple[Path, ...], num_images: int
 ) -> tuple[Path, ...]:
-    """Return the images to check on; a language model is refused before any are looked for."""
+    """Return the images to check on; none for a language model."""
     card = parse_card(read_verified(located.checkpoint, (MODEL_FILE,), located.digest)[MODEL_FILE])
     if card.kind != "classifier":
-        raise InvalidRequest(f"{located.label} is a language model; only classifiers can be exported")
+        if data or images_from:
+            raise InvalidRequest(f"{located.label} is a language model: leave out --data and --images-from")
+        return ()
     if images_from:
         return given_images(images_from, num_images)
     return dataset_images(volume, data or card.dataset, num_images)
 
 
-def _run(request: ExportRequest) -> "ExportReport":
+def _run(request: ExportRequest) -> "Report":
     from tandem.export.process import run_export
 
     with _working(request):
@@ -124,20 +133,33 @@ def _working(request: ExportRequest) -> AbstractContextManager[Any]:
     """Show a person that it goes on: an export takes seconds, of a large network a minute."""
     if not sys.stderr.isatty():
         return contextlib.nullcontext()
-    return console(stderr=True).status(f"exporting {request.label} and checking it on {len(request.images)} images …")
+    on = f"{len(request.images)} images" if request.images else "random tokens"
+    return console(stderr=True).status(f"exporting {request.label} and checking it on {on} …")
 
 
-def _print(report: "ExportReport", as_json: bool) -> None:
+def _print(report: "Report", as_json: bool) -> None:
     if as_json:
         print_json(report.model_dump(mode="json"))
         return
     opset = f", opset {report.opset}" if report.opset else ""
-    sizes = " and ".join(map(str, report.batch_sizes))
-    images = "1 image" if report.num_images == 1 else f"{report.num_images} images"
     ties = f" ({report.num_ties} tied)" if report.num_ties else ""
     click.echo(f"{report.file}  ({report.format}{opset}, {report.file_bytes / 1e6:.1f} MB)")
-    click.echo(f"  checked against {report.model} on {images}, at batch sizes {sizes}")
+    click.echo(f"  checked against {report.model} on {_checked_on(report)}")
     click.echo(
         f"  largest difference of a logit {report.max_difference:.2g}, {report.relative_difference:.1e} of their scale "
-        f"(allowed {report.tolerance:.0e}); same best class for all{ties}"
+        f"(allowed {report.tolerance:.0e}); same best {_unit(report)} for all{ties}"
     )
+
+
+def _checked_on(report: "Report") -> str:
+    sizes = f"at batch sizes {' and '.join(map(str, report.batch_sizes))}"
+    if isinstance(report, LanguageExportReport):
+        *others, last = map(str, report.pieces)
+        at_once = f"{', '.join(others)} and {last}" if others else last
+        return f"{report.num_tokens} random tokens, {at_once} at a time, {sizes}; open: {', '.join(report.dynamic)}"
+    images = "1 image" if report.num_images == 1 else f"{report.num_images} images"
+    return f"{images}, {sizes}"
+
+
+def _unit(report: "Report") -> str:
+    return "word" if isinstance(report, LanguageExportReport) else "class"

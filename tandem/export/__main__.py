@@ -31,9 +31,9 @@ def _serve(request: bytes) -> dict[str, Any]:
         parsed = ExportRequest.model_validate_json(request)
         check_packages(parsed.format)
         # After the packages are known to be there: what is imported here takes seconds.
-        from tandem.export.run import export_model
+        from tandem.export.run import export_any
 
-        return {"report": export_model(parsed).model_dump(mode="json")}
+        return {"report": export_any(parsed).model_dump(mode="json")}
     except TandemError as error:
         return {"error": str(error)}
 

@@ -14,7 +14,7 @@ Predict = Callable[[Tensor], Tensor]
 # Of the largest absolute logit; docs/decisions/0007-export.md has the measurements it lies between.
 TOLERANCE = 1e-4
 # Two classes nearer to each other than this, of the same, are a tie: float rounding decides which is first.
-_TIE = 5e-5
+TIE = 5e-5
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _count_ties(each: _Pass, scale: float, num_images: int) -> int:
     """Return how many images have a tie for their best class; raise ExportFailed where another one's best differs."""
     best = each.expected.topk(min(2, each.expected.shape[1]), dim=1).values
     # Rows beyond are images once more, to fill a batch.
-    is_tie = (best[:, 0] - best[:, -1] <= _TIE * scale)[:num_images]
+    is_tie = (best[:, 0] - best[:, -1] <= TIE * scale)[:num_images]
     differs = (each.expected.argmax(1) != each.got.argmax(1))[:num_images] & ~is_tie
     if bool(differs.any()):
         raise ExportFailed(

@@ -5,18 +5,22 @@ import os
 import subprocess
 import sys
 
+from pydantic import TypeAdapter
+
 from tandem.errors import ExportFailed
-from tandem.export.request import ExportReport, ExportRequest, partial_file
+from tandem.export.request import ExportReport, ExportRequest, LanguageExportReport, partial_file
 from tandem.openmp import limit_spinning
 from tandem.processes import how_it_ended, stop
 
+Report = ExportReport | LanguageExportReport
+_REPORT: TypeAdapter[Report] = TypeAdapter(Report)
 # How long a process that is asked to stop gets to remove what it wrote.
 _STOP_S = 5.0
 # -P: a file called onnx.py in the directory where the command is run is not the package.
 _COMMAND = (sys.executable, "-P", "-m", "tandem.export")
 
 
-def run_export(request: ExportRequest, command: tuple[str, ...] = _COMMAND) -> ExportReport:
+def run_export(request: ExportRequest, command: tuple[str, ...] = _COMMAND) -> Report:
     """Export in a new process and return its report; raise ExportFailed with the line that it failed with.
 
     Interrupted (Ctrl-C), the process is ended and nothing is left of the file.
@@ -43,11 +47,11 @@ def run_export(request: ExportRequest, command: tuple[str, ...] = _COMMAND) -> E
     return _answer(process.returncode, out, err)
 
 
-def _answer(code: int, out: str, err: str) -> ExportReport:
+def _answer(code: int, out: str, err: str) -> Report:
     try:
         document = json.loads(out)
     except ValueError:
         raise ExportFailed(f"the export's process {how_it_ended(code, err)}") from None
     if "error" in document:
         raise ExportFailed(document["error"])
-    return ExportReport.model_validate(document["report"])
+    return _REPORT.validate_python(document["report"])

@@ -1,7 +1,7 @@
 """A network as a program of torch.export, and the two kinds of file that are made of it and run."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class Format:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """Turn whatever torch, onnx and onnxruntime raise (their errors share no base) into ExportFailed of one line."""
     try:
         yield
@@ -53,7 +53,7 @@ def trace(network: nn.Module, image_size: int) -> ExportedProgram:
     Raises ExportFailed where it has an operator or a branch that torch.export can't express.
     """
     example = torch.zeros(2, 3, image_size, image_size)
-    with _explained("this network can't be exported"), torch.no_grad():
+    with explained("this network can't be exported"), torch.no_grad():
         batch = torch.export.Dim("batch", min=1)
         program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
     for node in program.graph.nodes:
@@ -65,17 +65,17 @@ def trace(network: nn.Module, image_size: int) -> ExportedProgram:
 def write_torch_export(program: ExportedProgram, document: dict[str, Any], path: Path) -> None:
     """Write `program` to `path`, with `document` as the extra file `tandem.json`."""
     extra = {EXTRA_FILE: json.dumps(document, ensure_ascii=False)}
-    with _explained("torch.export can't save this network"), open(path, "wb") as file:
+    with explained("torch.export can't save this network"), open(path, "wb") as file:
         torch.export.save(program, file, extra_files=extra)
 
 
 def load_torch_export(path: Path) -> Predict:
     """Return the program in the file `path` as a function."""
-    with _explained(f"{path.name} can't be loaded"):
+    with explained(f"{path.name} can't be loaded"):
         module = torch.export.load(path).module()
 
     def predict(images: Tensor) -> Tensor:
-        with _explained(f"the exported file does not run at batch size {len(images)}"), torch.inference_mode():
+        with explained(f"the exported file does not run at batch size {len(images)}"), torch.inference_mode():
             logits: Tensor = module(images)
         return logits
 
@@ -87,26 +87,40 @@ def write_onnx(program: ExportedProgram, document: dict[str, Any], path: Path) -
 
     Raises ExportFailed where an operator has no ONNX form, or the weights are over the 2 GiB of an ONNX file.
     """
-    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
-    if weights > _ONNX_BYTES:
-        raise ExportFailed(f"an ONNX file holds 2 GiB; this network has {weights:,} bytes: use --format torch-export")
-    with _explained("ONNX can't express this network"):
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            external_data=False,
-            verbose=False,
-        )
-        assert exported is not None
-        data = _described(exported.model_proto, document).SerializeToString()
+    check_onnx_size(program.state_dict.values())
+    with explained("ONNX can't express this network"):
+        model = to_onnx(program, [INPUT], [OUTPUT])
+        data = described(model, document, {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}).SerializeToString()
     path.write_bytes(data)
 
 
-def _described(model: "ModelProto", document: dict[str, Any]) -> "ModelProto":
-    """Return `model` with the document as its metadata, and without the exporter's notes on this machine's sources."""
+def check_onnx_size(weights: Iterable[Tensor]) -> None:
+    """Raise ExportFailed where `weights` are more than an ONNX file holds."""
+    num_bytes = sum(tensor.nbytes for tensor in weights)
+    if num_bytes > _ONNX_BYTES:
+        raise ExportFailed(f"an ONNX file holds 2 GiB; this network has {num_bytes:,} bytes: use --format torch-export")
+
+
+def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str]) -> "ModelProto":
+    """Return `program` in ONNX, its inputs and outputs by these names."""
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=inputs,
+        output_names=outputs,
+        external_data=False,
+        verbose=False,
+    )
+    assert exported is not None
+    return exported.model_proto
+
+
+def described(model: "ModelProto", document: dict[str, Any], axes: dict[str, dict[int, str]]) -> "ModelProto":
+    """Return `model` with the document as its metadata, and without the exporter's notes on this machine's sources.
+
+    `axes` are the names of the open dimensions of each input and output.
+    """
     from onnx import checker, helper
 
     graph = model.graph
@@ -116,7 +130,8 @@ def _described(model: "ModelProto", document: dict[str, Any]) -> "ModelProto":
     # Shapes in between are for readers; the exporter calls the batch size by a number of its own ("s77").
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for axis, name in axes.get(value.name, {}).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
     helper.set_model_props(model, {**as_texts(document), "opset": str(OPSET)})
     checker.check_model(model)
     return model
@@ -124,19 +139,24 @@ def _described(model: "ModelProto", document: dict[str, Any]) -> "ModelProto":
 
 def load_onnx(path: Path) -> Predict:
     """Return the ONNX file `path` as a function, run by onnxruntime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    with _explained(f"onnxruntime can't load {path.name}"):
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(path)
 
     def predict(images: Tensor) -> Tensor:
-        with _explained(f"the exported file does not run at batch size {len(images)}"):
+        with explained(f"the exported file does not run at batch size {len(images)}"):
             (logits,) = session.run([OUTPUT], {INPUT: images.numpy()})
         return torch.from_numpy(logits)
 
     return predict
+
+
+def onnx_session(path: Path) -> Any:
+    """Return an onnxruntime session of the file `path` on the CPU; raise ExportFailed where it can't be loaded."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    with explained(f"onnxruntime can't load {path.name}"):
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 FORMATS: dict[FormatName, Format] = {

@@ -22,7 +22,8 @@ class ExportRequest(_Closed):
     """Which checkpoint goes into which file, and the image files to check it on.
 
     `digest` is the SHA-256 of the checkpoint's manifest where the registry knows it; `label` is how a person names the
-    model; `output` is absolute. Beside one by one, the images are run in batches of `batch_size`.
+    model; `output` is absolute. Beside one by one, the images are run in batches of `batch_size`. A language model is
+    checked on random tokens, with no images.
     """
 
     checkpoint: Path
@@ -49,6 +50,30 @@ class ExportReport(_Closed):
     file_bytes: int
     opset: int | None
     num_images: int
+    batch_sizes: tuple[int, ...]
+    max_difference: float
+    relative_difference: float
+    tolerance: float
+    num_ties: int
+
+
+class LanguageExportReport(_Closed):
+    """What was written of a language model, and how near it is to the network.
+
+    Checked on texts of `num_tokens` random tokens, `pieces` of them at a time with the state carried on, at
+    `batch_sizes`. `dynamic` are the sizes that are open in the file: "batch", and "time" where a call takes any number
+    of tokens (else one). `num_ties` places have a second word as likely as the first to float rounding; for all others
+    the likeliest word is the same. The other fields are those of ExportReport.
+    """
+
+    model: str
+    format: FormatName
+    file: str
+    file_bytes: int
+    opset: int | None
+    dynamic: tuple[str, ...]
+    num_tokens: int
+    pieces: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     max_difference: float
     relative_difference: float

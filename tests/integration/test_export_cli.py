@@ -89,10 +89,8 @@ def test_given_images_and_an_output(tandem: Shell, tmp_path: Path) -> None:
 
 
 def test_wrong_requests(tandem: Shell, volume: Volume, tmp_path: Path) -> None:
-    publish_language_model(volume, "words", "run-l")
     (tmp_path / "bad.png").write_bytes(b"no image")
     export = ("models", "export", "shapes")
-    assert "words:1 is a language model" in tandem.error("models", "export", "words")
     assert "no model 'absent'" in tandem.error("models", "export", "absent")
     assert "--images-from" in tandem.error(*export, "--data", "absent")
     assert "bad.png: not an image" in tandem.error(*export, "--images-from", str(tmp_path / "bad.png"))
@@ -101,6 +99,22 @@ def test_wrong_requests(tandem: Shell, volume: Volume, tmp_path: Path) -> None:
     assert "--format torch-export" in tandem.error(*export, "--output", "m.pt2", code=2)
     assert "exclude" in tandem.error(*export, "--data", "shapes", "--images-from", "a.png", code=2)
     assert here() == []
+
+
+@pytest.mark.parametrize(("model", "dynamic"), [("LSTM", "batch"), ("Transformer", "batch, time")])
+def test_language_models(tandem: Shell, volume: Volume, model: str, dynamic: str) -> None:
+    publish_language_model(volume, "words", "run-l", model)
+    printed = tandem("models", "export", "words").stdout
+    assert "checked against words:1 on" in printed
+    assert "at batch sizes 1 and 3; open: batch, time" in printed
+    assert "same best word for all" in printed
+    session = onnxruntime.InferenceSession("words-1.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["model"] == "words:1"
+    report = tandem.json("models", "export", "words", "--format", "torch-export")
+    assert ", ".join(report["dynamic"]) == dynamic
+    assert 0 <= report["relative_difference"] <= report["tolerance"] == TOLERANCE
+    assert here() == ["words-1.onnx", "words-1.pt2"]
+    assert "leave out --data" in tandem.error("models", "export", "words", "--force", "--data", "shapes")
 
 
 def wait_for_file(process: "subprocess.Popen[str]") -> None:

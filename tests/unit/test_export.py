@@ -16,9 +16,6 @@ from factories import (
     SIZE,
     classifier_card,
     classifier_files,
-    language_card,
-    language_files,
-    vocabulary,
     write_image_dataset,
 )
 from samples import SHAPES, draw_shape
@@ -189,13 +186,6 @@ def test_an_altered_checkpoint_is_not_exported(small: ExportRequest) -> None:
     with pytest.raises(CheckpointCorrupt, match="altered"):
         export_model(small)
     assert left(small) == []
-
-
-def test_a_language_model_is_refused(tmp_path: Path, pictures: tuple[Path, ...]) -> None:
-    words = vocabulary()
-    write_checkpoint(tmp_path / "step-00000001", language_files(language_card("LSTM", len(words)), words))
-    with pytest.raises(InvalidRequest, match="shapes:1 is a language model; only classifiers can be exported"):
-        export_model(request(tmp_path / "step-00000001", tmp_path / "m.onnx", pictures))
 
 
 def test_a_file_that_appears_meanwhile_is_kept(small: ExportRequest) -> None:
