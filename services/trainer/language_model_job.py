@@ -1,6 +1,7 @@
 """A language model's training run: text opened, network built, and the card that will describe it."""
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -18,8 +19,10 @@ from tandem.data.vocabulary import Vocabulary
 from tandem.jobs.spec import LanguageModelJob
 from tandem.models import layers
 from tandem.models.awd_lstm import AwdDropouts
-from tandem.models.language_models import LanguageModelShape, build_language_model
-from tandem.models.sampling import Sampling, draw
+from tandem.models.decoding import Sequence
+from tandem.models.language_models import LanguageModel, LanguageModelShape, build_language_model
+from tandem.models.sampling import Sampling
+from tandem.models.stepping import NetworkSteps
 from tandem.models.structure import layer_table
 from tandem.volume import Volume
 
@@ -74,17 +77,13 @@ def language_model_job(
     )
 
 
-@torch.inference_mode()
 def sample_text(network: nn.Module, vocabulary: Vocabulary, seed: int, device: torch.device) -> str:
     """Return a text of 60 words that `network` writes, from the start of a line, at temperature 1."""
-    network.eval()
-    sampling, state, words = Sampling(seed=seed), None, list[str]()
-    token_id = vocabulary.end_id
-    for position in range(_SAMPLE_WORDS):
-        logits, state = network(torch.tensor([[token_id]], device=device), state)
-        token_id, _ = draw(logits[0, -1], sampling, position, vocabulary.unknown_id)
-        words.append(vocabulary.tokens[token_id])
-    return Detokenizer(vocabulary.tokenizer).push(words)
+    steps = NetworkSteps(cast(LanguageModel, network.eval()), device)
+    sequence = Sequence(steps, vocabulary, Sampling(seed=seed))
+    for piece in sequence.pieces(()):
+        piece()
+    return Detokenizer(vocabulary.tokenizer).push(sequence.write(_SAMPLE_WORDS))
 
 
 def language_model_shape(spec: LanguageModelJob, vocabulary_size: int) -> LanguageModelShape:

@@ -40,7 +40,7 @@ def generate(request: GenerationRequest) -> Iterator[TextPiece | GenerationSumma
     while sequence.num_words < max_words and not sequence.stopped:
         words = _write(sequence, min(max_words - sequence.num_words, _PIECE_WORDS))
         if words:
-            yield TextPiece(writer.push(words), tuple(words))
+            yield TextPiece(*writer.tell(words))
     yield GenerationSummary(
         model=version,
         num_prompt_tokens=len(read.token_ids),
