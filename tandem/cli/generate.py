@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tandem.checkpoints.registry import Registry
 from tandem.cli.calls import open_client, version_document
 from tandem.cli.output import json_option, print_json
 from tandem.errors import InvalidRequest
@@ -87,6 +86,7 @@ def _served_steps(reference: str, prompt: str | None, words: int, sampling: dict
 
 
 def _local_steps(reference: str, prompt: str | None, words: int, sampling: dict[str, Any]) -> "Steps":
+    from tandem.checkpoints.registry import Registry
     from tandem.generation.process import run_generation
     from tandem.generation.prompts import check_max_words, check_prompt, check_text, pick_seed
     from tandem.generation.request import GenerationRequest, SamplingRequest
