@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tandem.models.encoding import EncodingLanguageModel
+
 
 @dataclass(frozen=True)
 class AwdDropouts:
@@ -23,7 +25,7 @@ class AwdDropouts:
     weight: float = 0.0
 
 
-class AwdLanguageModel(nn.Module):
+class AwdLanguageModel(EncodingLanguageModel):
     """Embedding, LSTM layers of `hidden_size` with a last one of `embedding_size`, and a linear head.
 
     Its state is (h, c) of each layer, laid flat, each (1, B, width of the layer).
@@ -54,12 +56,6 @@ class AwdLanguageModel(nn.Module):
         nn.init.zeros_(self.head.bias)
         if tied:
             self.head.weight = self.embedding.weight
-
-    def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return logits (B, T, V) for token_ids (B, T), int64, and the state after them."""
-        hidden, after = self.encode(token_ids, state)
-        logits: Tensor = self.head(self.output_dropout(hidden))
-        return logits, after
 
     def encode(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return what the last layer says, (B, T, embedding_size), and the state after it."""

@@ -5,10 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tandem.models.encoding import EncodingLanguageModel
+
 Cell = Literal["RNN_TANH", "RNN_RELU", "LSTM", "GRU"]
 
 
-class RecurrentLanguageModel(nn.Module):
+class RecurrentLanguageModel(EncodingLanguageModel):
     """Embedding, recurrent layers, and a linear head over the vocabulary.
 
     Its state is (h,) or, for LSTM, (h, c), each (num_layers, B, hidden_size). Dropout follows the embedding, each
@@ -37,12 +39,6 @@ class RecurrentLanguageModel(nn.Module):
         nn.init.zeros_(self.head.bias)
         if tied:
             self.head.weight = self.embedding.weight
-
-    def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return logits (B, T, V) for token_ids (B, T), int64, and the state after them."""
-        hidden, after = self.encode(token_ids, state)
-        logits: Tensor = self.head(self.output_dropout(hidden))
-        return logits, after
 
     def encode(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return what the last layer says, (B, T, hidden_size), and the state after it."""

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tandem.models.encoding import EncodingLanguageModel
 
-class TransformerLanguageModel(nn.Module):
+
+class TransformerLanguageModel(EncodingLanguageModel):
     """Embedding, `num_layers` decoder layers, a final norm and a linear head.
 
     Its state is (k, v) of each layer, laid flat, each (B, num_heads, C, head_size) with C ≤ context_length.
@@ -46,12 +48,6 @@ class TransformerLanguageModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (2 * num_layers) ** 0.5)
         if tied:
             self.head.weight = self.embedding.weight
-
-    def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return logits (B, T, V) for token_ids (B, T), int64, and the state after them."""
-        hidden, after = self.encode(token_ids, state)
-        logits: Tensor = self.head(self.output_dropout(hidden))
-        return logits, after
 
     def encode(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return what the final norm says, (B, T, embedding_size), and the state after it."""
