@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from services.trainer.job import Job
 from services.trainer.reporter import Events, Reporter, finite_metrics, write_status
 from services.trainer.saver import Saver, load_best
 from tandem.checkpoints.files import read_pointer
-from tandem.errors import Conflict
+from tandem.errors import Conflict, TandemError
 from tandem.jobs.runs import RECORD_FILE
 from tandem.jobs.spec import TrainingSpec
 
@@ -23,7 +23,7 @@ log = logging.getLogger("tandem.run")
 # agreement costs them a wait.
 _REPORTS_BETWEEN_VOTES = 4
 # A cancel is to take seconds; the checkpoint is saved by then.
-_TEST_S = 10.0
+_TEST_S = 20.0
 
 
 class Stop(Protocol):
@@ -54,8 +54,9 @@ def drive(job: Job, spec: TrainingSpec, run: Path, attempt: int, events: Events,
             curves.graph(job.training.network, job.example)
         events.emit("started", attempt=attempt, step=job.training.step)
         if not driver.fit():
-            message = f"stopped at step {job.training.step}{driver.tested() if stop.is_final else ''}"
-            return _ended(job, run, attempt, "stopped", message=message)
+            said, metrics = driver.tested() if stop.is_final else ("", {})
+            message = f"stopped at step {job.training.step}{said}"
+            return _ended(job, run, attempt, "stopped", message=message, metrics=metrics)
         return driver.finish(run, attempt)
     finally:
         if curves:
@@ -119,8 +120,15 @@ class _Driver:
         self._reporter.epoch(report)
         self._tell(checkpoint)
         if self._curves and self._job.sample:
-            self._curves.text("sample", self._job.sample(), report.epoch)
+            self._draw_sample(self._job.sample, self._curves, report.epoch)
         self._epoch_began = time.monotonic()
+
+    def _draw_sample(self, sample: Callable[[], str], curves: Curves, epoch: int) -> None:
+        try:
+            curves.text("sample", sample(), epoch)
+        except TandemError as error:
+            # A network may lose itself in its own words; the epoch is a good one all the same.
+            log.warning("no sample of text: %s", error)
 
     def _rate(self) -> dict[str, float]:
         rate = self._reporter.rate
@@ -147,17 +155,23 @@ class _Driver:
         if self._curves:
             self._curves.scalars(metrics, step, prefix)
 
-    def tested(self) -> str:
-        """Measure the best network so far on the test split, if that takes seconds; return the end of a sentence."""
+    def tested(self) -> tuple[str, dict[str, float]]:
+        """Measure the best network so far on the test split, if that takes seconds.
+
+        Returns the end of a sentence, and the metrics, none if it was not measured.
+        """
         test, network = self._job.test_within, self._job.training.served_network
         if test is None or self._job.ranks.size > 1 or read_pointer(self._saver.run, "best") is None:
-            return ""
+            return "", {}
         checkpoint = load_best(self._saver.run, network)
         metrics = test(_TEST_S)
         if metrics is None:
-            return f"; the best checkpoint, {checkpoint.name}, was not tested: that takes more than {_TEST_S:.0f} s"
+            later = f"'tandem evaluate run:{self._saver.run.name}/{int(checkpoint.name)} --data {self._spec.dataset}'"
+            return f"; testing the best checkpoint takes more than {_TEST_S:.0f} s: {later} does it", {}
         log.info("the best checkpoint is %s: %s", checkpoint.name, readable(metrics))
-        return f"; the best checkpoint, {checkpoint.name}, has {readable(metrics)}"
+        if self._curves:
+            self._curves.hyper_parameters(self._spec, metrics)
+        return f"; the best checkpoint, {checkpoint.name}, has {readable(metrics)}", metrics
 
     def finish(self, run: Path, attempt: int) -> dict[str, object]:
         """Measure the best network once more, draw what it got wrong, and end."""

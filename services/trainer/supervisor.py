@@ -228,7 +228,9 @@ class _Attempt:
         if outcome == "failed":
             return self._settle(lambda record: machine.fail(record, message))
         if outcome == "stopped" and self._record.cancel_requested:
-            return self._settle(lambda record: machine.cancel(record, message))
+            assert status is not None
+            progress = self._last_progress(status)
+            return self._settle(lambda record: machine.cancel(machine.report(record, progress), message))
         if outcome == "stopped":
             return self._settle(lambda record: machine.requeue(record, "its worker was stopped", counts=False))
         return self._settle(lambda record: machine.requeue(record, f"the training process {ending}", counts=True))
@@ -253,10 +255,14 @@ class _Attempt:
         return self._succeed(status, version.version)
 
     def _succeed(self, status: dict[str, Any], model_version: int | None) -> JobRecord:
+        progress = self._last_progress(status)
+        return self._settle(lambda record: machine.finish(machine.report(record, progress), model_version))
+
+    def _last_progress(self, status: dict[str, Any]) -> Progress:
+        """Return how far the attempt came, with what it was found to be worth at its end."""
         # Progress may not have come through for the last time.
         last = (self._unsent or self._record.progress).model_dump()
-        progress = Progress.model_validate({**last, "metrics": status["metrics"]})
-        return self._settle(lambda record: machine.finish(machine.report(record, progress), model_version))
+        return Progress.model_validate({**last, "metrics": status.get("metrics") or last["metrics"]})
 
     def _settle(self, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
         """Write the record's next state, waiting for the broker as long as it takes: the end must not be lost.

@@ -79,7 +79,8 @@ def evaluate_text(
         losses = _collect(subject, _passes(subject, spec, _Meter(report, _tokens_of_passes(subject, spec))), stop)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            option = "--dynamic-segment or --window" if spec.mode == "dynamic" else "--window"
+            options = {"cache": "--cache-window or --window", "dynamic": "--dynamic-segment or --window"}
+            option = options.get(spec.mode, "--window")
             raise OutOfMemory(f"out of memory ({str(error)[:200].splitlines()[0]}); lower {option}") from error
         raise
     if losses is None:

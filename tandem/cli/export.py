@@ -114,8 +114,13 @@ def _images(
     """Return the images to check on; none for a language model."""
     card = parse_card(read_verified(located.checkpoint, (MODEL_FILE,), located.digest)[MODEL_FILE])
     if card.kind != "classifier":
-        if data or images_from:
-            raise InvalidRequest(f"{located.label} is a language model: leave out --data and --images-from")
+        context = click.get_current_context()
+        for option in ("data", "images_from", "images", "batch_size"):
+            if context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT:
+                flag = f"--{option.replace('_', '-')}"
+                raise InvalidRequest(
+                    f"{located.label} is a language model, which is checked on tokens: leave out {flag}"
+                )
         return ()
     if images_from:
         return given_images(images_from, num_images)

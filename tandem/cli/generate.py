@@ -64,6 +64,8 @@ def generate(
     """
     if prompt is not None and sampling["random_start"]:
         raise click.UsageError("--prompt and --random-start exclude each other")
+    if output is not None and output.is_dir():
+        raise InvalidRequest(f"can't write {output}: it is a folder; give the path of a file")
     if output is not None and not output.absolute().parent.is_dir():
         raise InvalidRequest(f"can't write {output}: there is no folder {output.absolute().parent}")
     writer = _Lines() if as_json else _Screen(prompt)

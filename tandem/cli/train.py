@@ -188,12 +188,14 @@ _LANGUAGE_MODEL = partial(spec_option, LanguageModelJob)
 def lm(preset: str | None, dry_run: bool, **values: Any) -> None:
     """Train a word-level language model on a prepared text dataset."""
     given = {name: value for name, value in values.items() if value is not None}
+    if dry_run and "model_name" in given:
+        raise click.UsageError("--dry-run makes a model called 'dry-run': leave out --name")
     merged = {**(load_preset(preset) if preset else {}), **given}
     _submit("train_language_model", "model", **(_dried(merged) if dry_run else merged))
 
 
 def _dried(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` cut down to one update, under a name of their own: a dry run must not become a version."""
+    """Return `values` cut down to one update, under a name of their own: no model of use gets a version from it."""
     fields = LanguageModelJob.model_fields
     batch_size, bptt = (values.get(each, fields[each].default) for each in ("batch_size", "bptt"))
     limits = {"epochs": 1, "limit_train_tokens": batch_size * (bptt + 1), "limit_val_tokens": 2 * bptt + 2}

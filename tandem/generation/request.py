@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="constants")
 
 
 class SamplingRequest(_Closed):

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from tandem.jobs.base_spec import Job, Precision, Reference, TrainingJob
 from tandem.models.names import LanguageModelName
 
+# Lengths of a Transformer's cache until it is full, each of them compiled; torch gives up beyond 64.
+_MOST_SHAPES = 32
+
 
 class LanguageModelJob(TrainingJob):
     """Train a language model on a prepared text dataset.
@@ -77,8 +80,12 @@ class LanguageModelJob(TrainingJob):
             yield f"batch_size {self.batch_size} gives none to some of its {self.accumulation * self.num_devices} parts"
         if self.compile and self.variable_bptt:
             yield "compile and variable_bptt exclude one another: each length would be compiled by itself"
-        if self.average_after and self.schedule == "anneal":
-            yield "average_after takes the place of annealing; use schedule constant"
+        if self.compile and self.context_length and self.context_length > _MOST_SHAPES * self.bptt:
+            yield f"compile with context_length above {_MOST_SHAPES} windows would compile too many shapes"
+        if self.average_after and self.schedule != "constant":
+            yield "average_after is for a rate that stays as it is; use schedule constant"
+        if self.momentum and self.optimizer == "adamw":
+            yield "momentum is for optimizer sgd; adamw has its own"
         if self.is_distributed and ":" in self.device:
             yield f"device {self.device} is one device; with num_devices {self.num_devices} give cpu or cuda"
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
-from tandem.data.vocabulary import Vocabulary
+from tandem.data.vocabulary import END, UNKNOWN, Vocabulary
 from tandem.errors import CheckpointCorrupt, InvalidRequest
 from tandem.models.sampling import Sampling, TokenSet, draw, draw_evenly
 
@@ -45,6 +45,8 @@ class Sequence:
         self._stepper, self._vocabulary, self._sampling = stepper, vocabulary, sampling
         self._stop_ids = frozenset(find_stop_id(vocabulary, word) for word in sampling.stop)
         self._masked_id = None if sampling.allow_unknown else vocabulary.unknown_id
+        if self._masked_id in self._stop_ids:
+            raise InvalidRequest(f"{UNKNOWN} is never drawn, and can't stop a text", field="sampling.stop")
         self._seen: TokenSet = np.zeros(len(vocabulary), bool)
         self._num_prompt_tokens = 0
         self._state: Any = None
@@ -117,6 +119,13 @@ class Sequence:
 
 def find_stop_id(vocabulary: Vocabulary, word: str) -> int:
     """Return the token id of the stop word `word`, which may be a line break; raise InvalidRequest if it has none."""
+    if word in (END, "\n"):
+        return vocabulary.end_id
+    if not word.strip():
+        raise InvalidRequest("a stop word is empty; give a word, or <eos>", field="sampling.stop")
+    if vocabulary.tokenizer == "subword":
+        # The same subword begins or ends other words: a text would stop in the middle of them.
+        raise InvalidRequest(f"stop {word!r}: a model of subwords can stop at <eos> alone", field="sampling.stop")
     if word in vocabulary.ids:
         return vocabulary.ids[word]
     token_ids, unknown = vocabulary.encode(word)

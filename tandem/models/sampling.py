@@ -97,11 +97,15 @@ def draw(
 ) -> tuple[int, float]:
     """Draw one token from `logits` (V,); return its id and its log-probability in nats.
 
-    The log-probability is the model's own: at temperature 1, over all tokens, without the penalty. `masked_id` is
-    never drawn (unless it is the whole vocabulary). `seen` are the tokens that the repetition penalty falls on.
+    The log-probability is the model's own: at temperature 1, over all tokens, without the penalty; NaN where the
+    logits are no numbers. `masked_id` is never drawn (unless it is the whole vocabulary). `seen` are the tokens that
+    the repetition penalty falls on.
     """
     own: Floats = logits.detach().float().cpu().numpy()
     largest = own.max()
+    # Of NaN and infinity the largest is one of them.
+    if not math.isfinite(largest):
+        return 0, math.nan
     exponentials = own - largest
     np.exp(exponentials, out=exponentials)
     masked_id = masked_id if len(own) > 1 else None

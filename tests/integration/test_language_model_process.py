@@ -78,6 +78,7 @@ def test_ctrl_c_saves_and_tests_the_best_so_far(volume: Volume) -> None:
     assert last["outcome"] == "stopped"
     assert "; the best checkpoint, " in last["message"]
     assert "test_ppl " in last["message"]
+    assert last["metrics"]["test_ppl"] > 1
     assert list_checkpoints(run)
     assert "Traceback" not in (run / "log.txt").read_text()
 

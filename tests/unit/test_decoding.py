@@ -8,7 +8,7 @@ from factories import MODELS, language_card, vocabulary
 from torch import Tensor, nn
 
 from tandem.checkpoints.tensors import build_network
-from tandem.data.vocabulary import Vocabulary
+from tandem.data.vocabulary import Vocabulary, build_subwords
 from tandem.errors import CheckpointCorrupt, InvalidPrompt, InvalidRequest
 from tandem.generation.prompts import read_prompt
 from tandem.models.decoding import PREFILL_TOKENS, Sequence, find_stop_id
@@ -150,8 +150,9 @@ def test_no_word_to_start_with() -> None:
         sequence.write(1)
 
 
-def test_answers_that_are_no_numbers_end_the_text_with_an_error() -> None:
-    sequence = begun(steps(network_of("RNN_RELU", 30.0)), Sampling(), (2,) * 300)
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}, {"temperature": 0.0}])
+def test_answers_that_are_no_numbers_end_the_text_with_an_error(cut: dict[str, Any]) -> None:
+    sequence = begun(steps(network_of("RNN_RELU", 30.0)), Sampling(**cut), (2,) * 300)
     with pytest.raises(CheckpointCorrupt, match="not finite numbers after 300 words"):
         sequence.write(1)
 
@@ -159,10 +160,24 @@ def test_answers_that_are_no_numbers_end_the_text_with_an_error() -> None:
 def test_stop_words_are_words_of_the_vocabulary() -> None:
     assert find_stop_id(WORDS, "cat") == WORDS.ids["cat"]
     assert find_stop_id(WORDS, "<eos>") == find_stop_id(WORDS, "\n") == WORDS.end_id
-    for stop, says in (("zebra", "not in"), ("the cat", "is 2 words"), ("", "is 0 words")):
+    for stop, says in (("zebra", "not in"), ("the cat", "is 2 words"), ("", "is empty")):
         with pytest.raises(InvalidRequest, match=says) as caught:
             find_stop_id(WORDS, stop)
         assert caught.value.field == "sampling.stop"
+
+
+def test_subwords_stop_at_line_ends_alone() -> None:
+    subwords = build_subwords(lambda: ["the cat sat on the mat"] * 20, 300)
+    assert find_stop_id(subwords, "<eos>") == find_stop_id(subwords, "\n") == subwords.end_id
+    with pytest.raises(InvalidRequest, match=r"stop 'the': a model of subwords can stop at <eos> alone"):
+        find_stop_id(subwords, "the")
+
+
+def test_a_word_that_is_never_drawn_can_not_stop_a_text() -> None:
+    network = steps(network_of("GRU"))
+    with pytest.raises(InvalidRequest, match="<unk> is never drawn"):
+        Sequence(network, WORDS, Sampling(stop=("<unk>",)))
+    Sequence(network, WORDS, Sampling(stop=("<unk>",), allow_unknown=True))
 
 
 def test_unknown_words_of_a_prompt() -> None:

@@ -109,6 +109,12 @@ def test_a_dry_run_is_one_update_under_a_name_of_its_own() -> None:
     assert num_windows(values["limit_train_tokens"] // values["batch_size"], values["bptt"]) == 1
 
 
+def test_a_dry_run_leaves_named_models_alone() -> None:
+    result = CliRunner().invoke(train, ["lm", "--data", "d", "--model", "LSTM", "--name", "wiki", "--dry-run"])
+    assert result.exit_code == 2
+    assert "leave out --name" in result.output
+
+
 def test_a_network_must_be_named() -> None:
     result = CliRunner().invoke(train, ["lm", "--data", "d", "--show-spec"])
     assert result.exit_code == 2

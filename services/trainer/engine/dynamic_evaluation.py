@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.trainer.engine.precision import autocast
+from services.trainer.engine.precision import autocast, layer_precision
 from services.trainer.engine.text_evaluation import Reading
 from tandem.data.corpus import columns, windows
 from tandem.models.language_models import ModelState, detach
@@ -70,7 +70,7 @@ def gradient_statistics(
     rows = columns(tokens, max(num_rows, 1)).to(reading.device)
     state: ModelState | None = None
     for inputs, targets in windows(rows, segment):
-        with torch.enable_grad(), autocast(reading.device, reading.precision):
+        with torch.enable_grad(), autocast(reading.device, layer_precision(learner, reading.device, reading.precision)):
             logits, state = learner(inputs, state)
             loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         into.add(torch.autograd.grad(loss, weights))
@@ -93,7 +93,7 @@ def dynamic_losses(
     update = _Update(network, learner, settings, statistics)
     state: ModelState | None = None
     for inputs, targets in windows(tokens[None].to(reading.device), settings.segment):
-        with torch.enable_grad(), autocast(reading.device, reading.precision):
+        with torch.enable_grad(), autocast(reading.device, layer_precision(learner, reading.device, reading.precision)):
             logits, state = learner(inputs, state)
             losses = F.cross_entropy(logits[0].float(), targets[0], reduction="none")
         yield losses.detach().cpu()

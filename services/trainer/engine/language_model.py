@@ -28,6 +28,8 @@ from tandem.models.language_models import ModelState, detach
 from tandem.models.weights import bare_state, load_weights
 
 _ANNEALING = 4.0
+# Of an evaluation, which carries its state on: they bound memory, and the larger keeps a GPU busy.
+_CPU_WINDOW, _GPU_WINDOW = 256, 2048
 _RAW = "network/"
 # A longer text stays mapped into memory, and its windows are read as they are used.
 _RESIDENT_BYTES = 256 * 2**20
@@ -145,7 +147,8 @@ class LanguageModelTraining:
 
     def _evaluate(self, tokens: Tensor, losses: list[float]) -> Iterator[Report]:
         """Append the mean loss (nats a token) over `tokens` to `losses`."""
-        reading = Reading(self.device, resolve_precision(self.spec.precision, self.device))
+        window = _GPU_WINDOW if self.device.type == "cuda" else _CPU_WINDOW
+        reading = Reading(self.device, resolve_precision(self.spec.precision, self.device), window)
         total = torch.zeros((), dtype=torch.float64)
         for found in token_losses(self.served_network, tokens, reading):
             total += found.sum(dtype=torch.float64)

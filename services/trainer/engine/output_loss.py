@@ -1,9 +1,10 @@
-"""Cross-entropy straight from the features before the head, without the logits of a whole window in memory.
+"""Cross-entropy straight from the features before the head: one operation with a gradient of its own.
 
 With 33,278 words the logits of a window of 20 × 35 tokens are 93 MB, and torch's log-softmax, loss and their backward
 passes each read and write that much, in memory that is new each time. Here the head, the softmax and the gradient,
-which is softmax − one-hot, are taken a few rows at a time and in place, in the precision of the head. The idea is that
-of Liger's fused linear cross-entropy and of cut cross-entropy (Wijmans et al. 2025).
+which is softmax − one-hot, are taken a few rows at a time and in place; what stays until the backward pass is one array
+of that size, in the precision of the head. The idea is that of Liger's fused linear cross-entropy and of cut
+cross-entropy (Wijmans et al. 2025).
 """
 
 from typing import Any
@@ -73,10 +74,9 @@ class _OutputLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, matrix, slopes = ctx.saved_tensors
         hidden_dtype, weight_dtype, bias_dtype = ctx.dtypes
-        scale = gradient.to(features.dtype)
         with torch.autocast(features.device.type, enabled=False):
             by_hidden = (slopes @ matrix).to(hidden_dtype) * gradient
-            by_weight = (slopes.T @ (features * scale)).to(weight_dtype)
+            by_weight = (slopes.T @ features).to(weight_dtype).mul_(gradient)
             # As a product: a sum over rows takes 47 ms where this takes 3.
-            by_bias = (scale.expand(1, len(slopes)) @ slopes).squeeze(0).to(bias_dtype)
+            by_bias = (slopes.new_ones(1, len(slopes)) @ slopes).squeeze(0).to(bias_dtype).mul_(gradient)
         return by_hidden, by_weight, by_bias, None, None

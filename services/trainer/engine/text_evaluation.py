@@ -66,5 +66,5 @@ def scored_windows(network: nn.Module, tokens: Tensor, reading: Reading) -> Iter
 
 
 def perplexity(loss: float) -> float:
-    """Return exp(loss); a loss beyond 700 nats, where that overflows, gives the largest float."""
+    """Return exp(loss); of a loss beyond 700 nats, where that would overflow, exp(700), about 1e304."""
     return math.exp(min(loss, 700.0))
