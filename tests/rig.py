@@ -18,7 +18,8 @@ from tandem.jobs.store import JobStore, connect
 from tandem.local.broker import server_command, socket_path
 from tandem.volume import Volume
 
-LEASE_S = 2.0
+# Short, and longer than a process may wait for one of two busy cores.
+LEASE_S = 4.0
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "") -> None:

@@ -9,6 +9,7 @@ import pytest
 from rig import Bench, processes, wait_for
 
 from tandem.checkpoints.files import WEIGHTS_FILE, list_checkpoints, read_pointer, read_verified
+from tandem.checkpoints.tensors import from_bytes
 from tandem.jobs.runs import cancel
 
 TWO = {"num_devices": 2, "device": "cpu", "precision": "float32"}
@@ -104,3 +105,13 @@ def _write_photos(folder: Path) -> None:
     from samples import write_shapes
 
     write_shapes(folder, each=10, val_each=3, size=128)
+
+
+def test_a_language_model_is_trained_by_two_processes_too(bench: Bench) -> None:
+    bench.start_worker()
+    run_id = bench.language_model(**TWO, epochs=2)
+    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED", timeout_s=120)
+    assert record.state == "SUCCEEDED", record.message
+    assert record.model_version == 1
+    assert "test_ppl" in record.progress.metrics
+    assert not [name for name in from_bytes(last_weights(bench, run_id)) if "module" in name or "network" in name]
