@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import IO, Any
 
 import click
@@ -77,8 +77,12 @@ def train(devices: str, dataset: str | None, preset: str | None, as_json: bool, 
         request["home"] = str(open_volume().home)
     else:
         request["made_up"] = values["limit_train_images"]
-    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as scratch:
-        answers = list(_shown(_answers({**request, "scratch": scratch}), as_json))
+    # The process is ended before its folder goes, wherever Ctrl-C comes: a generator lives as long as a traceback.
+    with (
+        tempfile.TemporaryDirectory(prefix="tandem-bench-") as scratch,
+        contextlib.closing(_answers({**request, "scratch": scratch})) as told,
+    ):
+        answers = list(_shown(told, as_json))
     report = {
         "machine": next(each for each in answers if each["type"] == "machine"),
         "spec": request["spec"],
@@ -119,7 +123,7 @@ def _check_batch(batch_size: int, num_images: int) -> None:
         )
 
 
-def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _answers(request: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
     """Yield the lines of the measuring process; it is ended when this is left."""
     environment = dict(os.environ)
     limit_spinning(environment)

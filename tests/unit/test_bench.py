@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -181,3 +182,27 @@ def test_the_command_imports_no_torch() -> None:
     program = "import sys, json, tandem.cli.bench; print(json.dumps('torch' in sys.modules))"
     done: Any = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert json.loads(done.stdout) is False
+
+
+_WRITES_ON = """
+import json, pathlib, sys
+scratch = pathlib.Path(json.loads(sys.stdin.read())["scratch"])
+print(json.dumps({"type": "device", "device": "cpu"}), flush=True)
+for number in range(10**9):
+    (scratch / str(number)).touch()
+"""
+
+
+def test_interrupted_while_it_speaks_it_ends_the_process_before_the_folder_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tandem.cli.bench._COMMAND", (sys.executable, "-c", _WRITES_ON))
+    monkeypatch.setattr("tandem.cli.bench.click.echo", interrupted)
+    with pytest.raises(click.Abort):
+        bench.main(["train", "--devices", "cpu"], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []
