@@ -3,6 +3,7 @@
 Only the training process writes them; `tandem up` runs a TensorBoard over all runs.
 """
 
+import textwrap
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from services.trainer.pictures import log_hparams
 from tandem.jobs.spec import TrainingSpec
+
+# Characters that fit into TensorBoard's column.
+_LINE = 100
 
 
 class Curves:
@@ -51,8 +55,9 @@ class Curves:
 
     def text(self, name: str, words: str, step: int) -> None:
         """Add a text, shown as it is."""
-        # TensorBoard reads Markdown: what stands four blanks in is left as it is.
-        self._writer.add_text(name, "\n".join(f"    {line}" for line in words.splitlines()), step)
+        # TensorBoard reads Markdown: what stands four blanks in is left as it is, and is not wrapped.
+        lines = (part for line in words.splitlines() for part in textwrap.wrap(line, _LINE) or [""])
+        self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), step)
 
     def hyper_parameters(self, spec: TrainingSpec, metrics: Mapping[str, float]) -> None:
         """Add the spec and the final metrics to the HParams page."""
