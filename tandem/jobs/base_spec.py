@@ -1,8 +1,9 @@
 """What all job specs share. Free of torch."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tandem.checkpoints.references import parse_reference
 from tandem.errors import InvalidName, InvalidReference
@@ -60,3 +61,14 @@ class TrainingJob(Job):
     def is_distributed(self) -> bool:
         """True where several processes train together."""
         return self.num_devices > 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """Yield what makes no sense together, a line each."""
+        if self.is_distributed and ":" in self.device:
+            yield f"device {self.device} is one device; with num_devices {self.num_devices} give cpu or cuda"

@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from tandem.jobs.architectures import ARCHITECTURES, has_small_stem
 from tandem.jobs.base_spec import Job, Precision, Reference, TrainingJob
@@ -82,13 +82,8 @@ class ClassifierJob(TrainingJob):
         hint = f"did you mean {', '.join(near)}?" if near else "for example resnet18, mobilenet_v3_small, vit_b_16"
         raise ValueError(f"no torchvision classifier is called {arch!r}; {hint}")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        for problem in self._problems():
-            raise ValueError(problem)
-        return self
-
     def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.start_epoch >= self.epochs:
             yield f"start_epoch {self.start_epoch} must be below epochs ({self.epochs})"
         if self.stem == "small" and not has_small_stem(self.arch):
@@ -104,8 +99,6 @@ class ClassifierJob(TrainingJob):
             yield "data_path device can crop and flip only; the other augmentations need mapped or files"
         if self.data_path == "device" and self.device == "cpu":
             yield "data_path device is for a GPU; on a CPU packed pixels are mapped (--data-path mapped)"
-        if self.is_distributed and ":" in self.device:
-            yield f"device {self.device} is one device; with num_devices {self.num_devices} give cpu or cuda"
         if sum(each is not None for each in (self.weights_file, self.weights_from, self.resume_from)) > 1:
             yield "weights_file, weights_from and resume_from exclude one another"
 

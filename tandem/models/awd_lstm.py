@@ -51,11 +51,7 @@ class AwdLanguageModel(EncodingLanguageModel):
             nn.LSTM(below, width, batch_first=True) for below, width in itertools.pairwise(widths)
         )
         self.head = nn.Linear(embedding_size, vocabulary_size)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.uniform_(self.head.weight, -0.1, 0.1)
-        nn.init.zeros_(self.head.bias)
-        if tied:
-            self.head.weight = self.embedding.weight
+        self._begin_evenly(tied)
 
     def encode(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return what the last layer says, (B, T, embedding_size), and the state after it."""

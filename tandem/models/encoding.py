@@ -8,6 +8,7 @@ from torch import Tensor, nn
 class EncodingLanguageModel(nn.Module, ABC):
     """A language model whose `encode` does everything before the head."""
 
+    embedding: nn.Embedding
     head: nn.Linear
 
     def forward(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -22,3 +23,11 @@ class EncodingLanguageModel(nn.Module, ABC):
     @abstractmethod
     def output_dropout(self, hidden: Tensor) -> Tensor:
         """Return `hidden` (B, T, H) as the head takes it: in training with dropout."""
+
+    def _begin_evenly(self, tied: bool) -> None:
+        """Draw embedding and head from -0.1 to 0.1, as the well-known example does; `tied`, they are one."""
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(self.head.weight, -0.1, 0.1)
+        nn.init.zeros_(self.head.bias)
+        if tied:
+            self.head.weight = self.embedding.weight

@@ -34,11 +34,7 @@ class RecurrentLanguageModel(EncodingLanguageModel):
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
         self.layers = _recurrent(cell, embedding_size, hidden_size, num_layers, dropout)
         self.head = nn.Linear(hidden_size, vocabulary_size)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.uniform_(self.head.weight, -0.1, 0.1)
-        nn.init.zeros_(self.head.bias)
-        if tied:
-            self.head.weight = self.embedding.weight
+        self._begin_evenly(tied)
 
     def encode(self, token_ids: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return what the last layer says, (B, T, hidden_size), and the state after it."""
