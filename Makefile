@@ -30,7 +30,7 @@ format: $(READY)  ## Put the code into shape.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-proto: $(READY)  ## Generate tandem/wire/v1 from proto/.
+proto: $(READY)  ## Generate tandem/wire/v1 and tandem/wire/oip from proto/.
 	scripts/generate-proto $(BIN)/python .
 
 bench: $(READY)  ## Run the benchmarks; figures go to the terminal.

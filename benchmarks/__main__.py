@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("startup", "classification", "language_models", "generation", "compat")
+NAMES = ("startup", "classification", "language_models", "generation", "compat", "jobs", "runtimes")
 
 
 def main() -> None:

@@ -26,9 +26,9 @@ from typing import Any
 
 from benchmarks.figures import Figure, print_figure, print_header
 from services.trainer.assembly import assemble
+from services.trainer.computing import run_attempt
 from services.trainer.engine.language_model import LanguageModelTraining
 from services.trainer.engine.reports import EpochDone, StepDone
-from services.trainer.run import run_attempt
 from tandem.checkpoints.tensors import from_bytes, to_bytes
 from tandem.data.prepare import prepare_text, prepare_wikitext
 from tandem.jobs.presets import load_preset

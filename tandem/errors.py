@@ -12,19 +12,26 @@
     │   ├── RunNotFound
     │   └── DatasetNotFound
     ├── Conflict                    what is asked for clashes with what is there
+    │   └── Superseded              a later attempt of the run has begun: this one may write nothing more
     ├── BadSource                   data that can't be prepared
+    ├── AccessDenied                the server does not let the caller do that
+    │   ├── Unauthenticated         no token, or an unknown one
+    │   └── PermissionDenied        the token lacks the scope
     ├── CheckpointCorrupt           torn, truncated, altered or foreign files
     ├── TrainingFailed              a run that can't go on
     │   ├── NonFiniteLoss
     │   └── OutOfMemory
+    ├── ModelTooLarge               a model that the whole budget of memory does not hold
     ├── ExportFailed                a network that can't be exported, or a file that is not the network
     ├── LimitExceeded               a published limit was passed
     │   └── QueueFull               too much waits already
+    │       └── MemoryFull          what is in memory is in use; a model that is not has to wait
     ├── DeadlineExceeded            the caller's time ran out while the work waited
     └── Unavailable                 try again later, or start what is missing
         ├── BrokerUnavailable
         ├── ServerUnavailable
         └── VolumeUnavailable
+            └── VolumeReadOnly      it is mounted, or kept by its permissions, so that this process can't write
 
 `wire.status` maps these to gRPC status codes; `cli.main` prints the message and exits with 1.
 """
@@ -82,8 +89,24 @@ class Conflict(TandemError):
     """What is asked for clashes with what is there."""
 
 
+class Superseded(Conflict):
+    """A later attempt of the same run has begun: this one may write nothing more."""
+
+
 class BadSource(TandemError):
     """Data that can't be prepared: truncated, altered, incomplete or hostile."""
+
+
+class AccessDenied(TandemError):
+    """The server does not let the caller do that."""
+
+
+class Unauthenticated(AccessDenied):
+    """The call carries no token, or one that the server does not know."""
+
+
+class PermissionDenied(AccessDenied):
+    """The call's token lacks the scope that the method needs."""
 
 
 class CheckpointCorrupt(TandemError):
@@ -118,12 +141,24 @@ class QueueFull(LimitExceeded):
         self.retry_after_s = retry_after_s
 
 
+class MemoryFull(QueueFull):
+    """A model is not in memory, and what is there is in use."""
+
+
+class ModelTooLarge(TandemError):
+    """A model needs more memory than all models may take."""
+
+
 class DeadlineExceeded(TandemError):
     """The caller's deadline passed before the work began."""
 
 
 class Unavailable(TandemError):
     """Something that should be there is not, for now."""
+
+
+class ModelUnloaded(Unavailable):
+    """An operator has taken the model out of service on this server."""
 
 
 class BrokerUnavailable(Unavailable):
@@ -136,3 +171,7 @@ class ServerUnavailable(Unavailable):
 
 class VolumeUnavailable(Unavailable):
     """The shared volume can't be written: full, read-only, or not there."""
+
+
+class VolumeReadOnly(VolumeUnavailable):
+    """The shared volume is there to be read alone: trying again would not help."""

@@ -2,6 +2,16 @@
 
 import os
 
+pytest_plugins = ["faults_tried"]
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests side by side, and what they start: threads that wait for one another would cost ten times what they bring.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return for `-n auto` one more worker than cores: at times tests wait, for leases, starts and ends.
+
+    With two more, on two cores, servers took longer to start than their callers waited.
+    """
+    return (os.cpu_count() or 1) + 1

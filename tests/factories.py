@@ -17,6 +17,9 @@ from tandem.checkpoints.registry import Registry, Version
 from tandem.checkpoints.tensors import build_network, to_bytes
 from tandem.data.manifest import ClassName, ImageDataset
 from tandem.data.vocabulary import Tokenizer, Vocabulary, build_subwords, build_vocabulary
+from tandem.gpus import Gpu
+from tandem.jobs import record as machine
+from tandem.jobs.record import JobRecord
 from tandem.models.weights import bare_state
 from tandem.volume import Volume, to_json
 
@@ -181,3 +184,15 @@ def write_image_dataset(volume: Volume, name: str, num_images: int, broken: Sequ
         name=name, fingerprint="0" * 64, source="test", classes=class_names(), num_images={"val": num_images}
     )
     (directory / "dataset.json").write_bytes(to_json(manifest.model_dump(mode="json")))
+
+
+def queued_record(run_id: str = "r", **changes: object) -> JobRecord:
+    """Return the record of a run that waits in the queue."""
+    at = machine.now()
+    values = {"run_id": run_id, "kind": "train_classifier", "dataset": "d", "model_name": "m", "queue": "default"}
+    return JobRecord.model_validate({**values, "submitted_at": at, "updated_at": at, **changes})
+
+
+def make_gpu(index: int, name: str = "NVIDIA H200") -> Gpu:
+    """Return a GPU of a kind that a test names."""
+    return Gpu(index, f"GPU-{index:08x}", name, 150 * 10**9)

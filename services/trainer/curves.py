@@ -64,6 +64,13 @@ class Curves:
         given = spec.model_dump(mode="json", exclude={"model_name"})
         log_hparams(self._writer, {name: value for name, value in given.items() if value is not None}, metrics)
 
-    def close(self) -> None:
-        """Flush and close the files."""
-        self._writer.close()
+    def __enter__(self) -> "Curves":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Flush and close the files; where the attempt has failed already, that is the error to tell."""
+        try:
+            self._writer.close()
+        except OSError:
+            if kind is None:
+                raise

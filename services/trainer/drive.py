@@ -1,9 +1,9 @@
 """From the reports of a training loop to files: checkpoints, events, curves, and the end of the attempt."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -11,10 +11,12 @@ from services.trainer.curves import Curves
 from services.trainer.engine.reports import EpochDone, Report, StepDone
 from services.trainer.job import Job
 from services.trainer.reporter import Events, Reporter, finite_metrics, write_status
-from services.trainer.saver import Saver, load_best
-from tandem.checkpoints.files import read_pointer
-from tandem.errors import Conflict, TandemError
-from tandem.jobs.runs import RECORD_FILE
+from services.trainer.saver import Saver
+from tandem.checkpoints.best import best_checkpoint
+from tandem.checkpoints.files import step_of
+from tandem.checkpoints.retention import Keep
+from tandem.errors import TandemError
+from tandem.jobs.fence import Fence
 from tandem.jobs.spec import TrainingSpec
 
 log = logging.getLogger("tandem.run")
@@ -42,14 +44,19 @@ class Stop(Protocol):
 
 def drive(job: Job, spec: TrainingSpec, run: Path, attempt: int, events: Events, stop: Stop) -> dict[str, object]:
     """Train `job` to its end, from its newest checkpoint; return what status.json says."""
-    saver = Saver(run, job.make_card, job.files, lambda: _check_fence(run, attempt), job.ranks.is_first)
+    fence = Fence(run)
+    keep = Keep(spec.keep_last, spec.keep_every)
+    saver = Saver(run, job.make_card, job.files, lambda: fence.held(attempt), job.ranks.is_first, keep)
+    saver.begin()
+    job.ranks.wait()
     card = saver.resume(job.training, job.resume_from)
+    if job.training.finished_epochs < spec.epochs:
+        saver.check_room(job.training)
     if card is not None:
         log.info("attempt %d resumes at step %d", attempt, job.training.step)
-    curves = Curves(run, job.training.step) if job.ranks.is_first else None
     spent_s = card.metrics.get("total_time_s", 0.0) if card is not None and card.run_id == run.name else 0.0
-    driver = _Driver(job, spec, saver, events, curves, stop, spent_s)
-    try:
+    with Curves(run, job.training.step) if job.ranks.is_first else nullcontext() as curves:
+        driver = _Driver(job, spec, saver, events, curves, stop, spent_s, lambda: fence.check(attempt))
         if curves and (card is None or card.run_id != run.name):
             curves.graph(job.training.network, job.example)
         events.emit("started", attempt=attempt, step=job.training.step)
@@ -58,9 +65,6 @@ def drive(job: Job, spec: TrainingSpec, run: Path, attempt: int, events: Events,
             message = f"stopped at step {job.training.step}{said}"
             return _ended(job, run, attempt, "stopped", message=message, metrics=metrics)
         return driver.finish(run, attempt)
-    finally:
-        if curves:
-            curves.close()
 
 
 class _Driver:
@@ -75,7 +79,9 @@ class _Driver:
         curves: Curves | None,
         stop: Stop,
         spent_s: float,
+        check_fence: Callable[[], None],
     ) -> None:
+        self._check_fence = check_fence
         self._job, self._spec, self._saver, self._events, self._curves = job, spec, saver, events, curves
         self._reporter = Reporter(events, job.training, spec.epochs)
         self._stop = stop
@@ -116,9 +122,9 @@ class _Driver:
         lasted = {} if self._epoch_began is None else {"epoch_time_s": now - self._epoch_began}
         # Drawn first: killed in between, the epoch is drawn again, at the same place with the same values.
         self._draw({**metrics, **self._rate(), **lasted}, report.epoch)
-        checkpoint = self._saver.save(self._job.training, metrics, is_best=report.improved)
+        saved = self._save(metrics, is_best=report.improved)
         self._reporter.epoch(report)
-        self._tell(checkpoint)
+        self._tell(saved)
         if self._curves and self._job.sample:
             self._draw_sample(self._job.sample, self._curves, report.epoch)
         self._epoch_began = time.monotonic()
@@ -145,10 +151,19 @@ class _Driver:
 
     def _save_within(self, epoch: int) -> None:
         metrics = {**finite_metrics(self._job.training, epoch), "total_time_s": time.monotonic() - self._began}
-        self._tell(self._saver.save(self._job.training, metrics))
+        self._tell(self._save(metrics))
 
-    def _tell(self, checkpoint: Path) -> None:
-        self._events.emit("checkpoint", step=self._job.training.step, checkpoint=checkpoint.name)
+    def _save(self, metrics: Mapping[str, float], is_best: bool = False) -> dict[str, object]:
+        """Save a checkpoint; return what its event says: its name, its size, and how long it held up the training."""
+        began = time.monotonic()
+        checkpoint = self._saver.save(self._job.training, metrics, is_best)
+        seconds = time.monotonic() - began
+        # Only the first of several processes writes it; it may not be there yet for the others, whom nobody hears.
+        num_bytes = _size(checkpoint) if self._job.ranks.is_first else 0
+        return {"checkpoint": checkpoint.name, "seconds": seconds, "num_bytes": num_bytes}
+
+    def _tell(self, saved: Mapping[str, object]) -> None:
+        self._events.emit("checkpoint", step=self._job.training.step, **saved)
         self._saved_at = time.monotonic()
 
     def _draw(self, metrics: Mapping[str, float], step: int, prefix: str = "") -> None:
@@ -161,12 +176,12 @@ class _Driver:
         Returns the end of a sentence, and the metrics, none if it was not measured.
         """
         test, network = self._job.test_within, self._job.training.served_network
-        if test is None or self._job.ranks.size > 1 or read_pointer(self._saver.run, "best") is None:
+        if test is None or self._job.ranks.size > 1 or best_checkpoint(self._saver.run) is None:
             return "", {}
-        checkpoint = load_best(self._saver.run, network)
+        checkpoint, _ = self._saver.load_best(network)
         metrics = test(_TEST_S)
         if metrics is None:
-            later = f"'tandem evaluate run:{self._saver.run.name}/{int(checkpoint.name)} --data {self._spec.dataset}'"
+            later = f"'tandem evaluate run:{self._saver.run.name}/{step_of(checkpoint)} --data {self._spec.dataset}'"
             return f"; testing the best checkpoint takes more than {_TEST_S:.0f} s: {later} does it", {}
         log.info("the best checkpoint is %s: %s", checkpoint.name, readable(metrics))
         if self._curves:
@@ -177,11 +192,10 @@ class _Driver:
         """Measure the best network once more, draw what it got wrong, and end."""
         # The first process has just written what the others are about to read.
         self._job.ranks.wait()
-        checkpoint = load_best(run, self._job.training.served_network)
-        card = json.loads((checkpoint / "model.json").read_bytes())
+        checkpoint, card = self._saver.load_best(self._job.training.served_network)
         final = self._job.finish(self._curves)
         # Of the best epoch, but for the time: that is of them all.
-        metrics = {**card["metrics"], **final, "total_time_s": time.monotonic() - self._began}
+        metrics = {**card.metrics, **final, "total_time_s": time.monotonic() - self._began}
         self._draw(final, self._spec.epochs)
         if self._curves:
             self._curves.hyper_parameters(self._spec, metrics)
@@ -195,15 +209,8 @@ def _ended(job: Job, run: Path, attempt: int, outcome: str, **facts: object) -> 
     return {"attempt": attempt, "outcome": outcome, **facts}
 
 
-def _check_fence(run: Path, attempt: int) -> None:
-    """Raise Conflict if the record says that a later attempt has begun: this one may write nothing more."""
-    try:
-        current = json.loads((run / RECORD_FILE).read_bytes())["attempt"]
-    except FileNotFoundError:
-        return
-    # Not "another": an older mirror may come late.
-    if current > attempt:
-        raise Conflict(f"attempt {current} has begun; attempt {attempt} stops")
+def _size(checkpoint: Path) -> int:
+    return sum(file.stat().st_size for file in checkpoint.iterdir())
 
 
 def readable(metrics: dict[str, float]) -> str:

@@ -12,6 +12,7 @@ the mean over each image and its mirror image. `per_class` has the classes of wh
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,16 @@ _PROGRESS_INTERVAL_S = 0.5
 
 
 def evaluate(
-    spec: EvaluationJob, run: Path, volume: Volume, report: Callable[..., None], stop: Callable[[], bool]
+    spec: EvaluationJob,
+    run: Path,
+    volume: Volume,
+    report: Callable[..., None],
+    stop: Callable[[], bool],
+    fence: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, float] | None:
     """Evaluate, write both files into the run directory, and return the flat metrics; None if it was stopped.
+
+    The files are written under `fence()`, which raises where the attempt may write no more.
 
     `report("progress", **facts)` is called at most twice a second. Raises TandemError where model and data don't fit.
     """
@@ -64,9 +72,9 @@ def evaluate(
     mirrored = _predict(subject, spec, meter, stop, mirror=True) if spec.flip else None
     if spec.flip and mirrored is None:
         return None
-    write_predictions(run / PREDICTIONS_FILE, subject.header, _rows(subject, plain, spec.top_k))
     document = _document(subject, plain, mirrored)
-    with volume_errors(run / EVALUATION_FILE):
+    with volume_errors(run / EVALUATION_FILE), fence():
+        write_predictions(run / PREDICTIONS_FILE, subject.header, _rows(subject, plain, spec.top_k))
         replace_json(run / EVALUATION_FILE, document)
     return flat_metrics(document)
 

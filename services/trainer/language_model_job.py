@@ -83,7 +83,7 @@ def sample_text(network: nn.Module, vocabulary: Vocabulary, seed: int, device: t
     sequence = Sequence(steps, vocabulary, Sampling(seed=seed))
     for piece in sequence.pieces(()):
         piece()
-    return Detokenizer(vocabulary.tokenizer).push(sequence.write(_SAMPLE_WORDS))
+    return Detokenizer(vocabulary.tokenizer).push([drawn.word for drawn in sequence.write(_SAMPLE_WORDS)])
 
 
 def language_model_shape(spec: LanguageModelJob, vocabulary_size: int) -> LanguageModelShape:

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from services.trainer.engine.reports import EpochDone, StepDone, Training, check_finite
 from services.trainer.reporter_files import STATUS_FILE
+from tandem.jobs.fence import Fence
 from tandem.volume import replace_json
 
 _PROGRESS_INTERVAL_S = 0.5
@@ -26,7 +27,7 @@ class Events:
 
 
 class Reporter:
-    """Turns the reports of a training loop into events, at most two progress events a second."""
+    """Turns the reports of a training loop into events, at most two progress events a second after the first."""
 
     def __init__(
         self, events: Events, training: Training, num_epochs: int, clock: Callable[[], float] = time.monotonic
@@ -43,6 +44,9 @@ class Reporter:
     def step(self, report: StepDone) -> Mapping[str, float] | None:
         """Count a step; return the running metrics when a progress event was due and has been written."""
         self._examples += report.num_examples
+        if report.step == self._first_step + 1:
+            # At once, since somebody may be waiting for it; how fast it goes is not known yet.
+            self._progress(report.epoch, finite_metrics(self._training, report.epoch))
         elapsed = self._clock() - self._last
         # Evaluation comes next, and the count begins anew: a short epoch would never be measured.
         is_last_chance = self.rate is None and report.step % self._training.steps_per_epoch == 0
@@ -88,7 +92,11 @@ def finite_metrics(training: Training, epoch: int) -> dict[str, float]:
 
 
 def write_status(run: Path, attempt: int, outcome: str, **facts: Any) -> dict[str, Any]:
-    """Write how the attempt ended to status.json and return it; what the supervisor trusts."""
+    """Write how the attempt ended to status.json and return it; what the supervisor trusts.
+
+    Raises Superseded where a later attempt has begun.
+    """
     status = {"attempt": attempt, "outcome": outcome, **facts}
-    replace_json(run / STATUS_FILE, status)
+    with Fence(run).held(attempt):
+        replace_json(run / STATUS_FILE, status)
     return status

@@ -1,35 +1,41 @@
 """The supervisor: a small loop in the Celery child that holds a run while its training process computes.
 
-It takes the lease, begins the attempt (whose number fences off every earlier one), starts the process, pumps its events
-to Redis and to the run directory, renews the lease, and watches for cancel and drain. It imports no torch. Redis may go
-away meanwhile: the run goes on, and what could not be written is written when it comes back.
+It takes the lease, begins the attempt (whose number fences off every earlier one, in Redis and on the volume), has it
+computed (`services.trainer.attempt`), and says what became of the run. It imports no torch. Redis may go away
+meanwhile: the run goes on, and what could not be written is written when it comes back.
 """
 
-import json
 import logging
+import os
 import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from pathlib import Path
-from typing import IO, Any
 
-from services.trainer.process import LOG_FILE, TrainingProcess, training_command
-from services.trainer.reporter_files import STATUS_FILE
-from tandem.checkpoints.registry import Registry
-from tandem.errors import BrokerUnavailable, Conflict, RunNotFound, TandemError, VolumeUnavailable
+from services.trainer.attempt import RENEWALS, Attempt
+from services.trainer.holder import Holder, end_previous
+from services.trainer.metrics import NO_METER, Meter
+from services.trainer.process import Spare
+from services.trainer.reaper import wake_again
+from tandem.errors import BrokerUnavailable, Conflict, VolumeUnavailable
 from tandem.jobs import record as machine
-from tandem.jobs.record import JobRecord, Progress, State
-from tandem.jobs.runs import MODEL_KINDS, mirror, read_mirror
+from tandem.jobs.chains import release_ready
+from tandem.jobs.failures import Failure, failure_of
+from tandem.jobs.fence import Fence
+from tandem.jobs.record import JobRecord, State
+from tandem.jobs.runs import mirror, read_mirror
 from tandem.jobs.store import JobStore
+from tandem.logs import run_logger
 from tandem.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.25
-_LONGEST_PAUSE_S = 30.0
-_DRAIN_PATIENCE_S = 5.0
+# A step that takes longer has hung, on a volume that is gone say: the run is for another worker.
+_HANGS_AFTER_S = 600.0
 
 
 class Outcome(Enum):
@@ -39,251 +45,172 @@ class Outcome(Enum):
     DRAINED = auto()
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long things may take, in seconds: a lease that is not renewed, and a process that was asked to stop."""
+
+    lease_s: float
+    stop_grace_s: float
+
+
 class Supervisor:
-    """Carries runs of one volume and one broker; built once in a worker's child."""
+    """Carries runs of one volume and one broker; built once in a worker, used by each of its children."""
 
     def __init__(
         self,
         store: JobStore,
         volume: Volume,
-        lease_s: float,
-        stop_grace_s: float,
+        patience: Patience,
+        spare: Spare,
+        send: Callable[[JobRecord], None],
         is_draining: Callable[[], bool],
+        meter: Meter = NO_METER,
     ) -> None:
-        self._store = store
-        self._volume = volume
-        self._lease_s = lease_s
-        self._stop_grace_s = stop_grace_s
-        self._is_draining = is_draining
+        self.store = store
+        self.volume = volume
+        self.patience = patience
+        self.spare = spare
+        self.is_draining = is_draining
+        self._send = send
+        self.meter = meter
         self._complaint = ""
+        # When the attempt last went on.
+        self.alive_at = time.monotonic()
 
     def carry(self, run_id: str) -> Outcome:
-        """Carry the run to its end, or until the worker drains."""
-        token = secrets.token_hex(8)
-        record = self._store.get(run_id) or self._restored(run_id)
-        if record is None or record.state.is_terminal:
+        """Carry the run to its end, to its next wait, or until the worker drains."""
+        record = self.store.get(run_id) or self._restored(run_id)
+        if record is None or (record.state is not State.QUEUED and record.state is not State.RUNNING):
             return Outcome.DONE
-        if not self._store.acquire_lease(run_id, token, self._lease_s):
+        token = f"{Holder.of(os.getpid()).token()}/{secrets.token_hex(8)}"
+        if not self.store.acquire_lease(run_id, token, self.patience.lease_s):
             # Another worker holds it; should that worker die, the reaper sends a new message.
             return Outcome.DONE
         try:
-            return self._attempts(run_id, token)
+            with self._keeping(run_id, token):
+                return self._attempts(run_id, token)
         except Conflict as error:
-            log.warning("left run %s: %s", run_id, error)
+            run_logger(log, run_id).warning("left run %s: %s", run_id, error)
             return Outcome.DONE
         finally:
-            self._patiently(lambda: self._store.release_lease(run_id, token))
+            self.patiently(lambda: self.store.release_lease(run_id, token))
+            self.patiently(lambda: self._see_to_what_follows(run_id))
 
     def _restored(self, run_id: str) -> JobRecord | None:
-        record = read_mirror(self._volume.run(run_id))
+        record = read_mirror(self.volume.run(run_id))
         if record is not None:
-            self._store.create(record)
+            self.store.create(record)
         return record
 
     def _attempts(self, run_id: str, token: str) -> Outcome:
         while True:
             record = self._begin(run_id)
-            if not record.state.is_terminal:
-                record = self._attempt(record, token)
-            if record.state.is_terminal:
-                self._patiently(partial(mirror, self._volume, record))
+            if record.state is State.RUNNING:
+                record = self._measured_attempt(record, token)
+            if not self.patiently(partial(mirror, self.volume, record)):
+                self.patiently(partial(self.store.add_unmirrored, run_id))
+            if record.state is State.QUEUED and self.is_draining():
+                return Outcome.DRAINED
+            if record.state is not State.QUEUED or record.delayed:
                 return Outcome.DONE
-            if self._is_draining():
-                return Outcome.DRAINED
-            # A little patience, more with each attempt, before what failed is tried again.
-            self._pause(min(2.0 ** (record.attempt - 1), _LONGEST_PAUSE_S), run_id, token)
-            if self._is_draining():
-                return Outcome.DRAINED
 
-    def _attempt(self, record: JobRecord, token: str) -> JobRecord:
+    def _see_to_what_follows(self, run_id: str) -> None:
+        """Begin the backoff of a run that waits for its next attempt, or wake the runs that waited for this one."""
+        record = self.store.get(run_id)
+        if record is not None and record.state is State.QUEUED and record.delayed:
+            wake_again(record, self.store, self._send)
+        elif record is not None and record.state.is_settled:
+            release_ready(self.volume, self.store, self._send)
+
+    def _measured_attempt(self, record: JobRecord, token: str) -> JobRecord:
+        self.meter.attempt_began()
+        began, outcome = time.monotonic(), "abandoned"
         try:
-            mirror(self._volume, record)
-            return _Attempt(self, record, token).carry()
-        except (OSError, VolumeUnavailable) as error:
-            # The volume is full, read-only or gone: the record says so, since the run directory can't.
-            message = f"the volume can't be used: {error}"
-            return self._store.update(record.run_id, lambda current: machine.fail(current, message), record.attempt)
+            record = self._attempt(record, token)
+            outcome = record.state.lower()
+            if record.state is State.QUEUED:
+                outcome = "stopped" if record.error is Failure.PREEMPTED else "lost"
+            return record
+        finally:
+            self.meter.attempt_ended(outcome, time.monotonic() - began)
 
     def _begin(self, run_id: str) -> JobRecord:
+        fence = self._fence_number(run_id)
+
         def change(record: JobRecord) -> JobRecord:
             if record.state is State.RUNNING:
                 # We hold the lease, so whoever ran it has died.
-                record = machine.requeue(record, "its worker was lost", counts=True)
-            return record if record.state.is_terminal else machine.start(record)
+                record = machine.requeue(record, "its worker was lost", Failure.WORKER_LOST)
+            return machine.start(record, fence) if record.state is State.QUEUED and not record.delayed else record
 
-        return self._store.update(run_id, change)
+        return self.store.update(run_id, change)
 
-    def _pause(self, seconds: float, run_id: str, token: str) -> None:
-        """Wait with the lease held; raise Conflict if it is lost, return early when the worker drains."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not self._is_draining():
-            self._patiently(lambda: self.renew(run_id, token))
-            time.sleep(min(_TICK_S, self._lease_s / 5))
+    def _fence_number(self, run_id: str) -> int:
+        try:
+            return Fence(self.volume.run(run_id)).number()
+        except VolumeUnavailable:
+            # The attempt is about to find that out, and the record to say it.
+            return 0
+
+    def _attempt(self, record: JobRecord, token: str) -> JobRecord:
+        run = self.volume.run(record.run_id)
+        try:
+            end_previous(run)
+            Fence(run).raise_to(record.attempt, while_waiting=lambda: self.renew(record.run_id, token))
+            mirror(self.volume, record)
+            return Attempt(self, record, token).carry()
+        except (OSError, VolumeUnavailable) as error:
+            # The volume is full, read-only or gone: the record says so, since the run directory can't.
+            trouble = partial(machine.requeue, message=f"the volume can't be used: {error}", failure=Failure.VOLUME)
+            return self.store.update(record.run_id, trouble, record.attempt)
+        except (Conflict, BrokerUnavailable):
+            raise
+        except Exception as error:  # whatever it is, the run ends with a line
+            log.exception("run %s: attempt %d failed", record.run_id, record.attempt, extra={"run_id": record.run_id})
+            failed = partial(machine.fail, message=str(error), error=failure_of(type(error).__name__))
+            return self.store.update(record.run_id, failed, record.attempt)
 
     def renew(self, run_id: str, token: str) -> None:
         """Prolong the lease; raise Conflict if another worker has it."""
-        if not self._store.renew_lease(run_id, token, self._lease_s):
+        is_ours = False
+        try:
+            is_ours = self.store.renew_lease(run_id, token, self.patience.lease_s)
+        finally:
+            if not is_ours:
+                self.meter.lease_missed()
+        if not is_ours:
             raise Conflict(f"the lease of run {run_id} is another's")
 
-    def _patiently(self, action: Callable[[], None]) -> None:
-        """Do what broker or volume may refuse for a while; that is never fatal for a run that computes."""
+    @contextmanager
+    def _keeping(self, run_id: str, token: str) -> Iterator[None]:
+        """Renew the lease from a thread too: on a slow volume, a step or the check of large files may outlast it."""
+        over = threading.Event()
+
+        def keep() -> None:
+            is_ours = True
+            # That it is another's is for the next tick to say, and for the fence.
+            while is_ours and not over.wait(self.patience.lease_s / RENEWALS):
+                is_ours = time.monotonic() - self.alive_at < _HANGS_AFTER_S
+                with suppress(BrokerUnavailable):
+                    is_ours = is_ours and self.store.renew_lease(run_id, token, self.patience.lease_s)
+
+        self.alive_at = time.monotonic()
+        keeper = threading.Thread(target=keep, name=f"keeper-{run_id}", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
+
+    def patiently(self, action: Callable[[], object]) -> bool:
+        """Do what broker or volume may refuse for a while: never fatal for a run that computes. Say if it is done."""
         try:
             action()
+            return True
         except (BrokerUnavailable, VolumeUnavailable, OSError) as error:
             # This is tried again several times a second; the log needs it once.
             if str(error) != self._complaint:
                 log.warning("for now: %s", error)
             self._complaint = str(error)
-
-
-class _Attempt:
-    """One try at a run, from the start of its process to its record's next state."""
-
-    def __init__(self, supervisor: Supervisor, record: JobRecord, token: str) -> None:
-        self._s = supervisor
-        self._store = supervisor._store
-        self._volume = supervisor._volume
-        self._record = record
-        self._token = token
-        self._run: Path = supervisor._volume.run(record.run_id)
-        self._renewed_at = 0.0
-        self._stop_asked_at: float | None = None
-        self._ended: dict[str, Any] | None = None
-        self._unsent: Progress | None = None
-
-    def carry(self) -> JobRecord:
-        """Run the process to its end; return the record in its next state. Raises Conflict if the lease is lost."""
-        log.info("run %s: attempt %d begins", self._record.run_id, self._record.attempt)
-        (self._run / STATUS_FILE).unlink(missing_ok=True)
-        process = TrainingProcess(training_command(self._run, self._record.attempt), self._run / LOG_FILE)
-        try:
-            with open(self._run / "events.jsonl", "a", encoding="utf-8") as events:
-                while not process.has_ended():
-                    for event in process.events(_TICK_S):
-                        self._s._patiently(partial(_append, events, event))
-                        self._take(event)
-                    self._tick(process)
-        finally:
-            # Whatever happened, nothing of this attempt computes on.
-            process.kill()
-        return self._conclude(process.ending())
-
-    def _take(self, event: dict[str, Any]) -> None:
-        self._s._patiently(lambda: self._store.add_event(self._record.run_id, event))
-        if event["type"] == "progress":
-            self._unsent = Progress.model_validate(event)
-        elif event["type"] == "ended":
-            self._ended = event
-
-    def _tick(self, process: TrainingProcess) -> None:
-        self._s._patiently(self._renew)
-        self._s._patiently(self._send_progress)
-        if self._record.cancel_requested or self._s._is_draining():
-            self._stop(process)
-
-    def _renew(self) -> None:
-        now = time.monotonic()
-        if now - self._renewed_at < self._s._lease_s / 5:
-            return
-        self._s.renew(self._record.run_id, self._token)
-        self._renewed_at = now
-
-    def _send_progress(self) -> None:
-        """Bring record and mirror up to date; this also reads whether a cancel was asked for."""
-        progress = self._unsent
-        if progress is None:
-            current = self._store.get(self._record.run_id)
-            if current is not None and current.attempt == self._record.attempt:
-                self._record = current
-            return
-        self._record = self._update(lambda record: machine.report(record, progress))
-        self._unsent = None
-        mirror(self._volume, self._record, durable=False)
-
-    def _update(self, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
-        try:
-            return self._store.update(self._record.run_id, change, attempt=self._record.attempt)
-        except RunNotFound:
-            # The broker has lost its data; this process knows the run.
-            self._store.create(self._record)
-            return self._store.update(self._record.run_id, change, attempt=self._record.attempt)
-
-    def _stop(self, process: TrainingProcess) -> None:
-        now = time.monotonic()
-        if self._stop_asked_at is None:
-            self._stop_asked_at = now
-            process.ask_to_stop(for_good=self._record.cancel_requested)
-        elif now - self._stop_asked_at > self._s._stop_grace_s:
-            log.warning("run %s did not stop in %.0f s: killed", self._record.run_id, self._s._stop_grace_s)
-            process.kill()
-
-    def _conclude(self, ending: str) -> JobRecord:
-        status = self._status()
-        message = "" if status is None else str(status.get("message", ""))
-        outcome = "lost" if status is None else status["outcome"]
-        log.info("run %s: attempt %d: %s %s", self._record.run_id, self._record.attempt, outcome, message)
-        if outcome == "succeeded":
-            assert status is not None
-            return self._publish(status) if self._record.kind in MODEL_KINDS else self._succeed(status, None)
-        if outcome == "failed":
-            return self._settle(lambda record: machine.fail(record, message))
-        if outcome == "stopped" and self._record.cancel_requested:
-            assert status is not None
-            progress = self._last_progress(status)
-            return self._settle(lambda record: machine.cancel(machine.report(record, progress), message))
-        if outcome == "stopped":
-            return self._settle(lambda record: machine.requeue(record, "its worker was stopped", counts=False))
-        return self._settle(lambda record: machine.requeue(record, f"the training process {ending}", counts=True))
-
-    def _status(self) -> dict[str, Any] | None:
-        """Return how the process says that it ended, None where it could not."""
-        try:
-            status = json.loads((self._run / STATUS_FILE).read_bytes())
-        except (OSError, ValueError):
-            status = self._ended
-        return status if status is not None and status["attempt"] == self._record.attempt else None
-
-    def _publish(self, status: dict[str, Any]) -> JobRecord:
-        kind, name = MODEL_KINDS[self._record.kind], self._record.model_name
-        checkpoint = self._run / "checkpoints" / status["checkpoint"]
-        try:
-            version = Registry(self._volume).publish(name, kind, self._record.run_id, checkpoint, status["metrics"])
-        except TandemError as error:
-            message = f"trained, but not published: {error}"
-            return self._settle(lambda record: machine.fail(record, message))
-        self._s._patiently(lambda: self._store.announce_model(name, version.version))
-        return self._succeed(status, version.version)
-
-    def _succeed(self, status: dict[str, Any], model_version: int | None) -> JobRecord:
-        progress = self._last_progress(status)
-        return self._settle(lambda record: machine.finish(machine.report(record, progress), model_version))
-
-    def _last_progress(self, status: dict[str, Any]) -> Progress:
-        """Return how far the attempt came, with what it was found to be worth at its end."""
-        # Progress may not have come through for the last time.
-        last = (self._unsent or self._record.progress).model_dump()
-        return Progress.model_validate({**last, "metrics": status.get("metrics") or last["metrics"]})
-
-    def _settle(self, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
-        """Write the record's next state, waiting for the broker as long as it takes: the end must not be lost.
-
-        A worker that has been told to stop waits a few seconds only: checkpoint and status are on the volume, and the
-        reaper of another worker finds the run.
-        """
-        began = time.monotonic()
-        while True:
-            try:
-                record = self._update(change)
-            except BrokerUnavailable as error:
-                if self._s._is_draining() and time.monotonic() - began > _DRAIN_PATIENCE_S:
-                    raise
-                log.warning("the broker is away; the end of run %s waits: %s", self._record.run_id, error)
-                time.sleep(1.0)
-                continue
-            self._s._patiently(partial(mirror, self._volume, record))
-            return record
-
-
-def _append(file: IO[str], event: dict[str, Any]) -> None:
-    file.write(json.dumps(event) + "\n")
-    file.flush()
+            return False

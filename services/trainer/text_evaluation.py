@@ -19,6 +19,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,16 @@ Losses = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def evaluate_text(
-    spec: TextEvaluationJob, run: Path, volume: Volume, report: Callable[..., None], stop: Callable[[], bool]
+    spec: TextEvaluationJob,
+    run: Path,
+    volume: Volume,
+    report: Callable[..., None],
+    stop: Callable[[], bool],
+    fence: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, float] | None:
     """Evaluate, write the files into the run directory, and return the flat metrics; None if it was stopped.
 
+    The files are written under `fence()`, which raises where the attempt may write no more.
     `report("progress", **facts)` is called at most twice a second; step and num_steps are tokens of all passes. Raises
     TandemError where model and data don't fit.
     """
@@ -86,7 +93,7 @@ def evaluate_text(
     if losses is None:
         return None
     document = _document(subject, spec, losses)
-    with volume_errors(run):
+    with volume_errors(run), fence():
         for prefix, each in losses.items():
             write_token_losses(run / f"{prefix}{LOSSES_FILE}", each)
         replace_json(run / EVALUATION_FILE, document)

@@ -7,66 +7,144 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import shutil
-import socket
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from celery import Celery, bootsteps, signals
+from billiard import current_process
+from billiard.util import get_logger as get_pool_logger
+from celery import Celery, signals
 from celery.exceptions import Reject
 
-from services.trainer.reaper import Reaper
-from services.trainer.supervisor import Outcome, Supervisor
+from services.trainer.caretaker import caretaker
+from services.trainer.metrics import NO_METER, Meter
+from services.trainer.process import Spare
+from services.trainer.slots import Slot, claim_slot, plan_slots, queues_of
+from services.trainer.supervisor import Outcome, Patience, Supervisor
 from tandem.errors import TandemError
+from tandem.gpus import list_gpus, read_gpus
+from tandem.jobs.broker import Broker
 from tandem.jobs.queue import RUN_JOB, make_celery, send_run
 from tandem.jobs.store import JobStore, connect
-from tandem.local.state import require_redis_url
+from tandem.local.state import require_broker
+from tandem.logs import configure_logging
 from tandem.processes import end_with_parent
-from tandem.settings import Settings
+from tandem.settings import QUEUES, Settings
 from tandem.volume import Volume, volume_errors
 
 log = logging.getLogger(__name__)
 
-_BEAT_S = 2.0
-# Longer than the supervisor's own patience, so that what is being saved is saved.
+# Longer than the supervisor's own patience with a broker that is away.
 _DRAIN_PATIENCE_S = 10.0
 
 
-def build_worker(settings: Settings, redis_url: str) -> Celery:
+def build_worker(
+    settings: Settings, broker: Broker, slots: Sequence[Slot], queues: Sequence[str], meter: Meter = NO_METER
+) -> Celery:
     """Return the application with its task, its reaper and its drain, ready for `worker_main`."""
-    app = make_celery(redis_url)
-    volume = Volume(settings.home)
-    # A file, since the children are processes of their own: it exists once the worker has been told to stop.
-    folder = Path(tempfile.mkdtemp(prefix="tandem-drain-"))
+    app = make_celery(broker, {*QUEUES, *queues})
+    # For files that the children, which are processes of their own, share with their parent.
+    folder = Path(tempfile.mkdtemp(prefix="tandem-worker-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     drain = folder / "drain"
-    supervisor = Supervisor(
-        JobStore(connect(redis_url), redis_url), volume, settings.lease_s, settings.stop_grace_s, drain.exists
-    )
+    supervisor = _supervisor(settings, broker, app, drain.exists, meter)
 
     @app.task(name=RUN_JOB, bind=True)
     def run_job(self: Any, run_id: str) -> None:  # noqa: ARG001
-        if drain.exists() or supervisor.carry(run_id) is Outcome.DRAINED:
+        if drain.exists():
             raise Reject(requeue=True)
+        busy = folder / f"busy-{os.getpid()}"
+        busy.touch()
+        try:
+            outcome = supervisor.carry(run_id)
+        finally:
+            busy.unlink(missing_ok=True)
+            if not drain.exists():
+                supervisor.spare.ready()
+        if outcome is Outcome.DRAINED:
+            raise Reject(requeue=True)
+
+    def begin_child(**_: Any) -> None:
+        # Be killed with the parent, and with us our training process, so that none computes on unseen.
+        end_with_parent()
+        supervisor.spare.slot = claim_slot(folder, slots)
+        supervisor.spare.ready()
 
     def begin_drain(**_: Any) -> None:
         drain.touch()
         # Celery waits for its broker for ever, also to acknowledge; a worker told to stop must end without one.
-        threading.Thread(target=_end_without_broker, args=(redis_url,), daemon=True).start()
+        patience_s = settings.stop_grace_s if any(folder.glob("busy-*")) else 0.0
+        threading.Thread(target=_end_without_broker, args=(broker, folder, patience_s), daemon=True).start()
 
+    signals.setup_logging.connect(_leave_logging, weak=False)
     signals.worker_shutting_down.connect(begin_drain, weak=False)
-    signals.worker_process_init.connect(_die_with_parent, weak=False)
-    app.steps["worker"].add(_caretaker(app, settings, volume, redis_url))
+    signals.worker_process_init.connect(begin_child, weak=False)
+    signals.worker_process_shutdown.connect(lambda **_: supervisor.spare.drop(), weak=False)
+    app.steps["worker"].add(caretaker(app, settings, broker, queues, len(slots)))
     return app
 
 
-def _end_without_broker(redis_url: str) -> None:
-    """End this process, and with it its children, once the broker has been away for a while."""
-    store = JobStore(connect(redis_url), redis_url)
+def _supervisor(
+    settings: Settings, broker: Broker, app: Celery, is_draining: Callable[[], bool], meter: Meter
+) -> Supervisor:
+    return Supervisor(
+        JobStore(connect(broker), broker),
+        Volume(settings.home),
+        Patience(settings.lease_s, settings.stop_grace_s),
+        Spare(settings.preload),
+        partial(send_run, app),
+        is_draining,
+        meter,
+    )
+
+
+def _leave_logging(**_: Any) -> None:
+    """Being a receiver of setup_logging, keep Celery from handlers of its own: its tasks' log would look different."""
+    pool = get_pool_logger()
+    # The pool's own messages, that a child was killed, reach no other handler by themselves.
+    pool.propagate = True
+    pool.setLevel(logging.ERROR)
+
+
+def start_metrics(listen: tuple[str, int], broker: Broker) -> Meter:
+    """Answer scrapes at host and port from now on; return what the children are to count with."""
+    from services.trainer.metrics import PrometheusMeter
+    from services.trainer.queue_facts import StoredFacts
+    from services.trainer.scrape import Present, make_registry
+    from tandem.exposition import serve_metrics
+
+    folder = Path(tempfile.mkdtemp(prefix="tandem-metrics-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # A child's number in the pool, which the one that replaces it has too.
+    meter = PrometheusMeter(folder, place=lambda: getattr(current_process(), "index", "parent"))
+    # Prometheus waits 10 s for a scrape.
+    store = JobStore(connect(broker, is_impatient=True), broker)
+    server = serve_metrics(listen, make_registry(folder, Present(store.ping, read_gpus, StoredFacts(store))))
+
+    def begin(**_: Any) -> None:
+        server.socket.close()
+        meter.take_place()
+
+    signals.worker_process_init.connect(begin, weak=False)
+    return meter
+
+
+def _end_without_broker(broker: Broker, folder: Path, grace_s: float) -> None:
+    """End this process, and with it its children, once the broker has been away for a while.
+
+    What is being saved is saved first: that may take `grace_s`.
+    """
+    deadline = time.monotonic() + grace_s
+    while any(folder.glob("busy-*")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    store = JobStore(connect(broker), broker)
     answered = time.monotonic()
     while time.monotonic() - answered < _DRAIN_PATIENCE_S:
         time.sleep(0.5)
@@ -77,50 +155,31 @@ def _end_without_broker(redis_url: str) -> None:
     os._exit(1)
 
 
-def _die_with_parent(**_: Any) -> None:
-    """In a child: be killed with the parent, and with us our training process, so that none computes on unseen."""
-    end_with_parent()
-
-
-def _caretaker(app: Celery, settings: Settings, volume: Volume, redis_url: str) -> type[bootsteps.StartStopStep]:
-    """Return a boot step that beats and sweeps on the worker's own timer."""
-    store = JobStore(connect(redis_url), redis_url)
-    reaper = Reaper(store, volume, settings.lease_s, lambda record: send_run(app, record.run_id, record.queue))
-    host = f"{socket.gethostname()}-{os.getpid()}"
-
-    def beat() -> None:
-        try:
-            store.beat(host, 5 * _BEAT_S, {"worker": host, "pid": os.getpid(), "queues": settings.queues})
-        except TandemError as error:
-            log.warning("no heartbeat: %s", error)
-
-    class Caretaker(bootsteps.StartStopStep):
-        requires = ("celery.worker.components:Timer",)
-
-        def start(self, worker: Any) -> None:
-            beat()
-            reaper.sweep()
-            worker.timer.call_repeatedly(_BEAT_S, beat)
-            worker.timer.call_repeatedly(max(settings.lease_s / 3, 1.0), reaper.sweep)
-
-    return Caretaker
-
-
 def main() -> None:
     """Start the worker; one line and exit 1 where broker or volume are not there."""
     try:
         settings = Settings.from_environment()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-        redis_url = require_redis_url(settings)
+        configure_logging(settings.log_level, settings.log_format)
+        broker = require_broker(settings)
+        gpus = list_gpus()
+        slots = plan_slots(settings.num_slots, gpus, sorted(os.sched_getaffinity(0)))
+        queues = queues_of(settings.queues, gpus, len(slots))
         with volume_errors(settings.home):
             for directory in ("datasets", "runs", "models"):
                 (settings.home / directory).mkdir(parents=True, exist_ok=True)
-        JobStore(connect(redis_url), redis_url).ping()
+        JobStore(connect(broker), broker).ping()
+        meter = start_metrics(settings.metrics_listen, broker) if settings.metrics_listen else NO_METER
     except TandemError as error:
         sys.exit(f"tandem trainer: {error}")
-    app = build_worker(settings, redis_url)
-    options = ["--concurrency=1", "--pool=prefork", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    app.worker_main(["worker", f"--queues={settings.queues}", "--loglevel", settings.log_level, *options])
+    app = build_worker(settings, broker, slots, queues, meter)
+    # Celery too takes workers of one name for one.
+    name = f"--hostname=trainer-{os.getpid()}-{secrets.token_hex(3)}@%h"
+    options = ["--pool=prefork", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    slot_options = [f"--concurrency={len(slots)}", f"--queues={','.join(queues)}"]
+    if settings.log_format == "json":
+        # Where Celery writes its banner, and that it was told to stop, past all logging.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    app.worker_main(["worker", name, *slot_options, "--loglevel", settings.log_level, *options])
 
 
 if __name__ == "__main__":

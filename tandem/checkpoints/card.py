@@ -1,5 +1,6 @@
 """`model.json`: all that serving needs to know of a checkpoint besides its tensors. Free of torch."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -83,6 +84,13 @@ class LanguageModelCard(_Card):
 
 Card = ClassifierCard | LanguageModelCard
 _CARD: TypeAdapter[Card] = TypeAdapter(Annotated[Card, Field(discriminator="kind")])
+
+
+def quality(kind: str, metrics: Mapping[str, float]) -> float:
+    """Return what makes one checkpoint of a kind better than another, the more the better; -inf if not evaluated."""
+    if kind == "classifier":
+        return metrics.get("val_acc1", float("-inf"))
+    return -metrics.get("val_loss", float("inf"))
 
 
 def parse_card(data: bytes) -> Card:

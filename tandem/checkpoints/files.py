@@ -4,20 +4,22 @@
         model.safetensors  model.json  [network.json  vocabulary.json]  trainer_state.safetensors
         manifest.json      {"format_version": 1, "files": {name: {"size": bytes, "sha256": hex}}}
 
-Order of a save: temporary directory, each file fsynced, manifest, directory fsynced, renamed, parent fsynced. Only then
-do pointers (`latest.json`, `best.json`) move.
+Order of a save: temporary directory (`.tmp-`), files and manifest, all fsynced with it, renamed, parent fsynced.
+Only then do pointers (`latest.json`, `best.json`) move. A checkpoint that is replaced stands aside meanwhile (`.old-`);
+one that is removed loses its name first (`.gone-`).
 """
 
 import hashlib
 import json
 import re
+import secrets
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tandem.errors import CheckpointCorrupt
-from tandem.volume import fsync_directory, replace_json, to_json, volume_errors, write_durably
+from tandem.volume import fsync_directory, replace_json, to_json, volume_errors, write_together
 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.json"
@@ -25,6 +27,9 @@ WEIGHTS_FILE = "model.safetensors"
 VOCABULARY_FILE = "vocabulary.json"
 NETWORK_FILE = "network.json"
 _STEP = re.compile(r"step-(\d{8,})")
+
+# Size and SHA-256 of each file.
+Entries = dict[str, tuple[int, str]]
 
 
 def step_directory(run: Path, step: int) -> Path:
@@ -46,26 +51,42 @@ def write_checkpoint(checkpoint: Path, files: Mapping[str, bytes]) -> str:
     One of that name that is there already (an attempt that was stopped before it evaluated its last epoch left it) is
     replaced once the new one is whole. Raises VolumeUnavailable (full, read-only); then nothing is left behind.
     """
-    temporary = checkpoint.with_name(f".tmp-{checkpoint.name}")
+    with staged_checkpoint(checkpoint, files) as staged:
+        place_checkpoint(staged, checkpoint)
+    return manifest_digest(checkpoint)
+
+
+@contextmanager
+def staged_checkpoint(checkpoint: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
+    """Write `files` beside the place of `checkpoint`, for `place_checkpoint`; gone again if the block fails.
+
+    That is what takes time. The name is nobody else's, so that an attempt that is over, and does not know, spoils
+    nothing of the next one's.
+    """
+    temporary = checkpoint.with_name(f".tmp-{checkpoint.name}.{secrets.token_hex(4)}")
     with volume_errors(checkpoint):
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
         try:
             _write_files(temporary, files)
-            _move_into_place(temporary, checkpoint)
+            yield temporary
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        return manifest_digest(checkpoint)
 
 
-def _move_into_place(temporary: Path, checkpoint: Path) -> None:
+def place_checkpoint(temporary: Path, checkpoint: Path) -> None:
+    """Move what was staged to its place, durably."""
     # A directory can't be renamed over another: between the two renames the checkpoint is absent, never half there.
     old = checkpoint.with_name(f".old-{checkpoint.name}")
     _remove(old)
     if checkpoint.exists():
         checkpoint.rename(old)
-    temporary.rename(checkpoint)
+    try:
+        temporary.rename(checkpoint)
+    except OSError:
+        if old.exists():
+            old.rename(checkpoint)
+        raise
     fsync_directory(checkpoint.parent)
     _remove(old)
 
@@ -75,27 +96,45 @@ def _remove(directory: Path) -> None:
         shutil.rmtree(directory)
 
 
-def remove_checkpoints(run: Path, keep: Collection[Path]) -> None:
-    """Remove the checkpoints of a run that are not in `keep`, oldest first, and what a killed save left behind.
-
-    A checkpoint is renamed before its files go, so that no reader finds a part of it under its name.
-    """
-    for checkpoint in list_checkpoints(run):
-        if checkpoint not in keep:
-            doomed = checkpoint.with_name(f".old-{checkpoint.name}")
+def remove_checkpoints(checkpoints: Iterable[Path]) -> None:
+    """Remove checkpoints, each renamed before its files go, so that no reader finds a part of it under its name."""
+    for checkpoint in checkpoints:
+        doomed = checkpoint.with_name(f".gone-{checkpoint.name}")
+        with volume_errors(checkpoint):
             _remove(doomed)
             checkpoint.rename(doomed)
-    for leftover in (*(run / "checkpoints").glob(".old-*"), *(run / "checkpoints").glob(".tmp-*")):
-        shutil.rmtree(leftover)
+            shutil.rmtree(doomed)
+
+
+def clear_leftovers(run: Path) -> None:
+    """Remove what killed saves left behind; a checkpoint that stood aside for one that never came goes back."""
+    directory = run / "checkpoints"
+    with volume_errors(directory):
+        for old in directory.glob(".old-*"):
+            place = old.with_name(old.name.removeprefix(".old-"))
+            if not place.exists() and _is_whole(old):
+                old.rename(place)
+        for pattern in (".tmp-*", ".old-*", ".gone-*"):
+            for leftover in directory.glob(pattern):
+                shutil.rmtree(leftover)
+        for pattern in (".latest.json.*", ".best.json.*"):
+            for pointer in run.glob(pattern):
+                pointer.unlink()
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        verify(checkpoint)
+    except CheckpointCorrupt:
+        return False
+    return True
 
 
 def _write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     directory.mkdir()
-    for name, data in files.items():
-        write_durably(directory / name, data)
     entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    write_durably(directory / MANIFEST_FILE, to_json({"format_version": 1, "files": entries}))
-    fsync_directory(directory)
+    manifest = to_json({"format_version": 1, "files": entries})
+    write_together(directory, {**files, MANIFEST_FILE: manifest})
 
 
 def manifest_digest(checkpoint: Path) -> str:
@@ -121,23 +160,24 @@ def _must_have(name: str) -> bool:
     return name not in (VOCABULARY_FILE, NETWORK_FILE)
 
 
-def _read_manifest(checkpoint: Path, digest: str | None) -> dict[str, Any]:
+def _read_manifest(checkpoint: Path, digest: str | None) -> Entries:
     try:
         data = (checkpoint / MANIFEST_FILE).read_bytes()
         document = json.loads(data)
-        entries = document["files"] if document["format_version"] == 1 else None
-        if not isinstance(entries, dict):
-            raise TypeError("files")
+        # Without its final newline it has been cut short, and only happens to say the same.
+        if document["format_version"] != 1 or not document["files"] or not data.endswith(b"\n"):
+            raise ValueError("format")
+        entries = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in document["files"].items()}
     except FileNotFoundError:
         raise CheckpointCorrupt(f"{checkpoint} is no checkpoint: it has no {MANIFEST_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointCorrupt(f"{checkpoint / MANIFEST_FILE} can't be read as a manifest of format 1") from error
     if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointCorrupt(f"{checkpoint / MANIFEST_FILE} is not the one that was registered")
     return entries
 
 
-def _read_file(checkpoint: Path, name: str, entries: dict[str, Any]) -> bytes:
+def _read_file(checkpoint: Path, name: str, entries: Entries) -> bytes:
     path = checkpoint / name
     if name not in entries:
         raise CheckpointCorrupt(f"the manifest of {checkpoint} lists no {name}")
@@ -145,12 +185,32 @@ def _read_file(checkpoint: Path, name: str, entries: dict[str, Any]) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointCorrupt(f"{path} can't be read: {error.strerror}") from error
-    entry = entries[name]
-    if len(data) != entry["size"]:
-        raise CheckpointCorrupt(f"{path} has {len(data)} bytes; its manifest says {entry['size']}")
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CheckpointCorrupt(f"{path} is altered: its SHA-256 is not the manifest's")
+    _check_file(path, len(data), hashlib.sha256(data).hexdigest(), entries[name])
     return data
+
+
+def _check_file(path: Path, num_bytes: int, sha256: str, entry: tuple[int, str]) -> None:
+    if num_bytes != entry[0]:
+        raise CheckpointCorrupt(f"{path} has {num_bytes} bytes; its manifest says {entry[0]}")
+    if sha256 != entry[1]:
+        raise CheckpointCorrupt(f"{path} is altered: its SHA-256 is not the manifest's")
+
+
+def verify(checkpoint: Path) -> str:
+    """Check every file of a checkpoint, a piece at a time in memory; return the SHA-256 of its manifest.
+
+    Raises CheckpointCorrupt naming the first file that is missing, cut short or altered.
+    """
+    for name, entry in _read_manifest(checkpoint, None).items():
+        path = checkpoint / name
+        try:
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                num_bytes = file.tell()
+        except OSError as error:
+            raise CheckpointCorrupt(f"{path} can't be read: {error.strerror}") from error
+        _check_file(path, num_bytes, sha256, entry)
+    return manifest_digest(checkpoint)
 
 
 def list_checkpoints(run: Path) -> list[Path]:

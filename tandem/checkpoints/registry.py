@@ -1,14 +1,14 @@
 """The registry on the volume: names, versions and aliases. Free of torch; files alone, so that Redis can be lost.
 
 models/<name>/versions/0003.json     {"version", "kind", "run_id", "checkpoint", "sha256", "metrics", "created_at"}
-              aliases.json           {"latest": 3, "best": 2, …}
+              aliases.json           {"latest": 3, "best": 2, "production": 1, …}
               history.jsonl          one line for each change of an alias, never rewritten
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,11 +17,18 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
 
-from tandem.checkpoints.files import list_checkpoints, manifest_digest, read_pointer, step_directory
+from tandem.checkpoints.card import quality
+from tandem.checkpoints.files import list_checkpoints, read_pointer, step_directory, verify
+from tandem.checkpoints.pins import pin
 from tandem.checkpoints.references import ModelReference, RunReference, parse_reference
-from tandem.errors import CheckpointCorrupt, Conflict, InvalidName, ModelNotFound, RunNotFound
+from tandem.errors import CheckpointCorrupt, Conflict, InvalidName, InvalidRequest, ModelNotFound, RunNotFound
 from tandem.names import check_name
 from tandem.volume import Volume, replace_json, volume_errors
+
+# Aliases that the registry moves itself.
+MOVED = ("latest", "best")
+# Of one model; each call of ListModels tells them all.
+MAX_ALIASES = 64
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Registry:
     def versions(self, name: str) -> list[Version]:
         """Return the versions of model `name`, oldest first; raise ModelNotFound if it has none."""
         paths = sorted((self.volume.model(name) / "versions").glob("[0-9]*.json"))
-        versions = sorted((_read_version(path) for path in paths), key=lambda version: version.version)
+        versions = sorted((read_version(path) for path in paths), key=lambda version: version.version)
         if not versions:
             known = ", ".join(self.names()) or "none yet"
             raise ModelNotFound(f"no model {name!r} in the registry (there: {known})")
@@ -103,8 +110,9 @@ class Registry:
         """Register `checkpoint` as the next version of model `name` and move `latest` (and `best`) to it.
 
         Publishing the same checkpoint of the same run again returns the version that it has. `best` goes to the
-        version with the highest val_acc1, or the lowest val_loss of a language model. Raises Conflict if the name is
-        that of a model of another kind.
+        version with the highest val_acc1, or the lowest val_loss of a language model. The checkpoint is verified, and
+        pinned so that its run keeps it. Raises Conflict if the name is that of a model of another kind,
+        CheckpointCorrupt if a file of the checkpoint is damaged, ModelNotFound if it is gone.
         """
         directory = self.volume.model(name)
         relative = str(checkpoint.relative_to(self.volume.home))
@@ -113,26 +121,66 @@ class Registry:
             check_kind(name, existing[-1].kind if existing else kind, kind)
             for version in existing:
                 if (version.run_id, version.checkpoint) == (run_id, relative):
+                    pin(checkpoint, "model", f"{name}:{version.version}")
                     if version is existing[-1]:
                         # Whoever wrote it may have been killed before the aliases moved.
                         self._point_at_newest(directory, existing, run_id)
                     return version
             number = existing[-1].version + 1 if existing else 1
-            digest = manifest_digest(checkpoint)
+            digest = verify(checkpoint)
+            pin(checkpoint, "model", f"{name}:{number}")
             version = Version(name, number, kind, run_id, relative, digest, metrics, _now())
             _write_version(directory, version)
             self._point_at_newest(directory, [*existing, version], run_id)
         return version
 
+    def set_alias(self, name: str, alias: str, version: int, by: str) -> int | None:
+        """Point `alias` of model `name` at `version`; return where it pointed before, None for nowhere.
+
+        `by` says who, for the history. Raises InvalidRequest for an alias that the system moves or a name that is not
+        allowed, ModelNotFound, Conflict where there are too many, VolumeUnavailable.
+        """
+        check_alias(alias)
+        with self._changing(name) as directory:
+            numbers = [each.version for each in self.versions(name)]
+            if version not in numbers:
+                there = ", ".join(map(str, numbers))
+                raise ModelNotFound(f"model {name!r} has no version {version} (there: {there})")
+            before = self.aliases(name)
+            if alias not in before and len(before) >= MAX_ALIASES:
+                raise Conflict(f"model {name!r} has {len(before)} aliases, which is the limit: delete one first")
+            self._move_aliases(directory, {alias: version}, by)
+        return before.get(alias)
+
+    def delete_alias(self, name: str, alias: str, by: str) -> int:
+        """Take `alias` of model `name` away; return where it pointed. Raises what `set_alias` does."""
+        check_alias(alias)
+        with self._changing(name) as directory:
+            before = self.aliases(name)
+            if alias not in before:
+                raise ModelNotFound(f"model {name!r} has no alias {alias!r}")
+            self._move_aliases(directory, {alias: None}, by)
+        return before[alias]
+
+    @contextmanager
+    def _changing(self, name: str) -> Iterator[Path]:
+        """Lock the directory of a model that is there; a wrong name is to leave none behind."""
+        self.versions(name)
+        directory = self.volume.model(name)
+        with volume_errors(directory), self._locked(directory):
+            yield directory
+
     def _point_at_newest(self, directory: Path, versions: list[Version], run_id: str) -> None:
-        best = max(versions, key=_quality)
+        best = max(versions, key=lambda version: quality(version.kind, version.metrics))
         self._move_aliases(directory, {"latest": versions[-1].version, "best": best.version}, f"run {run_id}")
 
-    def _move_aliases(self, directory: Path, moves: dict[str, int], reason: str) -> None:
+    def _move_aliases(self, directory: Path, moves: Mapping[str, int | None], reason: str) -> None:
+        """Write where `moves` lead (None: nowhere), and a line of history for each that was elsewhere."""
         before = self.aliases(directory.name)
-        if {**before, **moves} == before:
+        after = {alias: number for alias, number in {**before, **moves}.items() if number is not None}
+        if after == before:
             return
-        replace_json(directory / "aliases.json", {**before, **moves})
+        replace_json(directory / "aliases.json", after)
         changed = {alias: number for alias, number in moves.items() if before.get(alias) != number}
         with open(directory / "history.jsonl", "a", encoding="utf-8") as file:
             for alias, number in changed.items():
@@ -178,6 +226,16 @@ class Registry:
         return Located(checkpoint, None, reference.run_id, None)
 
 
+def check_alias(alias: str) -> None:
+    """Raise InvalidRequest unless `alias` may be set by hand."""
+    check_name(alias, "alias")
+    if alias in MOVED:
+        raise InvalidRequest(
+            f"alias {alias!r} moves by itself as versions are published: take another name, such as production",
+            field="alias",
+        )
+
+
 def check_kind(name: str, there: str, wanted: str) -> None:
     """Raise Conflict if model `name`, which is of kind `there`, is to get a version of another kind."""
     if there != wanted:
@@ -199,12 +257,6 @@ def describe(registry: Registry, name: str) -> dict[str, Any]:
     }
 
 
-def _quality(version: Version) -> float:
-    if version.kind == "classifier":
-        return version.metrics.get("val_acc1", float("-inf"))
-    return -version.metrics.get("val_loss", float("inf"))
-
-
 def _is_name(name: str) -> bool:
     try:
         check_name(name, "model")
@@ -213,7 +265,8 @@ def _is_name(name: str) -> bool:
     return True
 
 
-def _read_version(path: Path) -> Version:
+def read_version(path: Path) -> Version:
+    """Read the file of a version; raise CheckpointCorrupt if it is damaged."""
     try:
         version = _VERSION.validate_json(path.read_bytes(), strict=True)
         check_name(version.name, "model")

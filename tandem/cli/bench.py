@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import click
 
+from tandem.cli.bench_serving import classify, generate
 from tandem.cli.output import console, json_option, open_volume, print_json, table
 from tandem.cli.train import options, spec_option
 from tandem.data.manifest import read_dataset
@@ -36,6 +37,10 @@ _COMMAND = (sys.executable, "-P", "-m", "services.trainer.bench")
 @click.group()
 def bench() -> None:
     """Measure what this machine reaches; nothing is saved, and nothing needs to run."""
+
+
+bench.add_command(classify)
+bench.add_command(generate)
 
 
 @bench.command()

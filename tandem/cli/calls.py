@@ -18,10 +18,11 @@ _BAR_WIDTH = 24
 
 def open_client() -> "Client":
     """Return a client of the server in use; raise ServerUnavailable where none is known. gRPC is imported here."""
-    address = require_inference_address(Settings.from_environment())
+    settings = Settings.from_environment()
+    address = require_inference_address(settings)
     from tandem.client import Client
 
-    return Client(address)
+    return Client(address, access=settings.client_access)
 
 
 def read_images(paths: Sequence[Path], label_of: Callable[[Path], str] = lambda _: "") -> Iterator["Image"]:

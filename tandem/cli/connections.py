@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from tandem.local.state import find_system, require_redis_url
+from tandem.local.state import find_system, require_broker
 from tandem.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,22 +15,22 @@ def job_store(settings: Settings) -> "JobStore":
     """Return the store of the broker in use; raise BrokerUnavailable where none is known."""
     from tandem.jobs.store import JobStore, connect
 
-    url = require_redis_url(settings)
-    return JobStore(connect(url), url)
+    broker = require_broker(settings)
+    return JobStore(connect(broker), broker)
 
 
 def optional_job_store(settings: Settings) -> "JobStore | None":
     """Return the store, or None where no broker is known: the volume tells what it can."""
-    url = find_system(settings).redis_url
-    if url is None:
+    broker = find_system(settings).broker
+    if broker is None:
         return None
     from tandem.jobs.store import JobStore, connect
 
-    return JobStore(connect(url), url)
+    return JobStore(connect(broker), broker)
 
 
 def celery_app(settings: Settings) -> "Celery":
     """Return the application that sends runs to the workers."""
     from tandem.jobs.queue import make_celery
 
-    return make_celery(require_redis_url(settings))
+    return make_celery(require_broker(settings))

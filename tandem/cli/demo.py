@@ -17,6 +17,7 @@ from tandem.volume import Volume
 
 if TYPE_CHECKING:
     from tandem.client import Client
+    from tandem.jobs.broker import Broker
     from tandem.jobs.record import JobRecord
     from tandem.jobs.spec import JobSpec
     from tandem.local.stack import Stack
@@ -39,7 +40,7 @@ def demo(images: Path | None, text: Path | None, retrain: bool, as_json: bool) -
     Uses scanned digits and Python's language reference, which come with the installed packages, or your own data.
     """
     began = time.monotonic()
-    settings = replace(Settings.from_environment(), redis_url=None, inference_address=None)
+    settings = replace(Settings.from_environment(), broker=None, inference_address=None)
     steps = Demo(settings, images, text, retrain, as_json)
     with _signals_interrupt():
         results = steps.run()
@@ -92,7 +93,7 @@ class Demo:
                 self._say(f"{name:10} {stack.addresses[name]}")
             self._head("3. Training: three runs through Celery")
             runs = self._train(stack)
-            with Client(stack.addresses["inference"]) as client:
+            with Client(stack.addresses["inference"], access=self._settings.client_access) as client:
                 results = self._predict(client)
             self._head("Stopping")
         return {"runs": [run.document() for run in runs], **results, "tensorboard": str(self._volume.runs)}
@@ -121,7 +122,7 @@ class Demo:
         for spec in specs(self._images is not None):
             before = None if self._retrain else trained_before(spec, self._volume)
             if before is None:
-                runs.append(self._run(spec, stack.addresses["broker"]))
+                runs.append(self._run(spec, stack.broker))
             else:
                 self._say(
                     f"{before.run_id} made {before.model_name} before, on the same data (--retrain makes it anew)"
@@ -129,11 +130,12 @@ class Demo:
                 runs.append(before)
         return runs
 
-    def _run(self, spec: "JobSpec", broker: str) -> "JobRecord":
+    def _run(self, spec: "JobSpec", broker: "Broker") -> "JobRecord":
         from tandem.cli.follow import follow_run
         from tandem.jobs.queue import make_celery
-        from tandem.jobs.runs import cancel, submit
+        from tandem.jobs.runs import cancel
         from tandem.jobs.store import JobStore, connect
+        from tandem.jobs.submit import submit
 
         store = JobStore(connect(broker), broker)
         run = submit(spec, self._volume, store, make_celery(broker))

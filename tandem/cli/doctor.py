@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
+from tandem.cli.findings import Finding
 from tandem.cli.output import console, json_option, print_json, table
 from tandem.errors import TandemError, Unavailable
 from tandem.settings import Settings
@@ -27,16 +28,6 @@ import json, torch, torchvision
 names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 print(json.dumps({"torch": torch.__version__, "torchvision": torchvision.__version__, "gpus": names}))
 """
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found; `remedy` where it is not ok."""
-
-    name: str
-    state: Literal["ok", "off", "bad"]
-    detail: str
-    remedy: str = ""
 
 
 @click.command()
@@ -98,7 +89,7 @@ def _broker_binary(settings: Settings) -> list[Finding]:
     try:
         return [Finding("embedded broker", "ok", Path(find_server()).name)]
     except TandemError as error:
-        return [Finding("embedded broker", "off" if settings.redis_url else "bad", "no server binary", str(error))]
+        return [Finding("embedded broker", "off" if settings.broker else "bad", "no server binary", str(error))]
 
 
 def _ports(settings: Settings) -> list[Finding]:
@@ -114,12 +105,18 @@ def _ports(settings: Settings) -> list[Finding]:
 
 
 def _services(settings: Settings) -> list[Finding]:
+    from tandem.cli.doctor_inference import inference_findings
     from tandem.cli.system import system_status
 
-    start = "'tandem up --detach' starts it"
-    return [
-        Finding(name, "ok", str(facts["address"] or "running"))
-        if facts["running"]
-        else Finding(name, "off", "does not run" + (f" at {facts['address']}" if facts["address"] else ""), start)
-        for name, facts in system_status(settings).items()
-    ]
+    status = system_status(settings)
+    findings = [_service(name, facts) for name, facts in status.items()]
+    if (inference := status["inference"])["running"]:
+        findings += inference_findings(settings, str(inference["address"]))
+    return findings
+
+
+def _service(name: str, facts: dict[str, Any]) -> Finding:
+    if facts["running"]:
+        return Finding(name, "ok", str(facts["address"] or "running"))
+    detail = "does not run" + (f" at {facts['address']}" if facts["address"] else "")
+    return Finding(name, "off", detail, facts.get("problem") or "'tandem up --detach' starts it")

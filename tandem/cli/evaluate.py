@@ -9,11 +9,13 @@ import click
 
 from tandem.cli.evaluate_text import TEXT_OPTIONS, check_options, default_of_rules, prefixes, print_text_report
 from tandem.cli.output import console, json_option, open_volume, print_json, table
+from tandem.cli.scheduling import scheduling_options, take_scheduling
 from tandem.cli.train import options, spec_option
 from tandem.comparison.predictions import EVALUATION_FILE, PREDICTIONS_FILE
 from tandem.comparison.token_losses import LOSSES_FILE
 from tandem.data.manifest import read_dataset
 from tandem.errors import CheckpointCorrupt, InvalidJob, InvalidRequest, NotFound
+from tandem.jobs.scheduling import Scheduling
 from tandem.jobs.spec import EvaluationJob, TextEvaluationJob, make_spec
 from tandem.jobs.text_checks import read_card
 
@@ -63,6 +65,7 @@ Spec = EvaluationJob | TextEvaluationJob
     click.option(
         "--output", type=click.Path(path_type=Path), help="Copy the predictions (or token losses) to this path."
     ),
+    scheduling_options,
     click.option("--no-follow", is_flag=True, help="Print the run_id at once; 'tandem runs watch' shows the run."),
     json_option,
 )
@@ -81,8 +84,9 @@ def evaluate(output: Path | None, no_follow: bool, as_json: bool, **values: Any)
     dataset, split, mode, parameters, num_tokens, loss, ppl, word_ppl, bits_per_byte, cache_ppl or dynamic_ppl …}.
     """
     _check_output(output, no_follow)
+    scheduling = take_scheduling(values)
     spec = _spec({name: value for name, value in values.items() if value is not None})
-    record, volume = _run(spec, follow=not no_follow, as_json=as_json)
+    record, volume = _run(spec, scheduling, follow=not no_follow, as_json=as_json)
     if no_follow:
         return
     document = _results(spec, volume, record.run_id, output)
@@ -138,24 +142,24 @@ def _check_output(output: Path | None, no_follow: bool) -> None:
         raise click.UsageError(f"--output {output}: give the path of a file, in a folder that exists")
 
 
-def _run(spec: Spec, follow: bool, as_json: bool) -> "tuple[JobRecord, Volume]":
+def _run(spec: Spec, scheduling: Scheduling, follow: bool, as_json: bool) -> "tuple[JobRecord, Volume]":
     """Submit the run, and follow it to its end unless told not to; return its last record."""
     from tandem.cli.connections import celery_app, job_store
     from tandem.cli.follow import follow_run
-    from tandem.jobs.runs import submit
+    from tandem.jobs.submit import submit
     from tandem.settings import Settings
     from tandem.volume import Volume
 
     settings = Settings.from_environment()
     volume, store = Volume(settings.home), job_store(settings)
-    record = submit(spec, volume, store, celery_app(settings))
+    record = submit(spec, volume, store, celery_app(settings), scheduling)
     if follow:
         return follow_run(record.run_id, volume, store, quiet=as_json), volume
     if as_json:
         print_json({"run_id": record.run_id})
     else:
         split = f"/{spec.split}" if spec.split else ""
-        click.echo(f"run {record.run_id} is queued: {record.model_name} on {spec.dataset}{split}")
+        click.echo(f"run {record.run_id} is {record.state.lower()}: {record.model_name} on {spec.dataset}{split}")
         click.echo(f"  tandem runs watch {record.run_id}    follows it")
     return record, volume
 

@@ -42,6 +42,9 @@ def follow_run(
     except KeyboardInterrupt:
         click.echo(f"\nrun {run_id} goes on; 'tandem runs watch {run_id}' shows it again", err=True)
         raise
+    if last.state is State.PAUSED:
+        click.echo(f"run {run_id} is PAUSED; 'tandem runs resume {run_id}' takes it up again", err=True)
+        return last
     if last.state is not State.SUCCEEDED:
         raise TrainingFailed(closing_line(last))
     if not as_json and not quiet:
@@ -55,7 +58,7 @@ def _changes(run_id: str, volume: Volume, store: "JobStore | None") -> Iterator[
         record = find_run(run_id, volume, store)
         if record != last:
             yield record
-        if record.state.is_terminal:
+        if record.state.is_settled:
             return
         last = record
         time.sleep(_POLL_S)
@@ -99,11 +102,14 @@ def progress_text(record: JobRecord) -> str:
     """Return epoch, step, metrics, rate and time left in one line."""
     progress = record.progress
     if not progress.num_steps:
-        return record.message or ("waits for a worker" if record.state is State.QUEUED else "starting")
+        waits = {State.QUEUED: "waits for a worker", State.WAITING: "waits for other runs", State.RUNNING: "starting"}
+        return record.message or waits.get(record.state, "")
     steps = f"{progress.step}/{progress.num_steps}"
     # An evaluation has no epochs: its steps are batches of images, or single words.
     parts = [f"epoch {progress.epoch}/{progress.num_epochs}", f"step {steps}"]
     parts = parts if progress.num_epochs else [f"{_STEPS[record.kind]} {steps}"]
+    if not record.state.is_terminal:
+        parts.insert(0, f"{progress.percent:.0f} %")
     parts.append(metrics_text(progress.metrics))
     if progress.rate:
         parts.append(f"{progress.rate:,.0f} {_UNITS[record.kind]}/s")

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 WORDS_A_LINE = 20
 
 
+class BiasType(click.ParamType[tuple[str, float]]):
+    """WORD=BIAS as a pair."""
+
+    name = "bias"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Return the word and the number; a word may have = in it."""
+        word, _, bias = str(value).rpartition("=")
+        try:
+            return (word, float(bias)) if word else self.fail(f"{value!r} is not WORD=BIAS", param, ctx)
+        except ValueError:
+            self.fail(f"{value!r} is not WORD=BIAS: {bias!r} is no number", param, ctx)
+
+
 @click.command()
 @click.argument("reference", metavar="REF")
 @click.option("--prompt", metavar="TEXT", help="What the text goes on from.  [default: the start of a line]")
@@ -38,6 +53,21 @@ WORDS_A_LINE = 20
     help="Divides (below 0: multiplies) the logit of each word that the prompt or the text has already.",
 )
 @click.option("--stop", metavar="WORD", multiple=True, help="End before this word, or <eos>; may be given again.")
+@click.option(
+    "--logit-bias",
+    metavar="WORD=BIAS",
+    type=BiasType(),
+    multiple=True,
+    help="Add to the logit of this word, or of <eos>: -1000 bans it; may be given again.",
+)
+@click.option(
+    "--alternatives",
+    "num_alternatives",
+    metavar="K",
+    type=click.IntRange(0, 20),
+    default=0,
+    help="With --json: for each word also the K likeliest.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same words.")
 @click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the words too, 20 a line.")
 @click.option("--local", is_flag=True, help="Generate in a process on this machine, without a server.")
@@ -56,11 +86,12 @@ def generate(
     Words of the prompt that the model does not know are read as <unk>, and named. A prompt or a text may be of any
     length: recurrent networks carry their state on, a Transformer's layers see the last tokens of their window.
 
-    --json prints a line for each message, {"text", "words"}: the texts put together are the completion. The last line
+    --json prints a line for each message, {"text", "words", "log_probabilities"} (with --alternatives those too, for
+    each word a list of {word, log_probability}): the texts put together are the completion. The last line
     is {"summary": {text, num_words, seed, perplexity, model, num_prompt_tokens, unknown_words, finish_reason}}.
     --output writes a UTF-8 file of the words drawn, `<eos>` for an end of line, whole or not at all. A model of
-    subwords draws those: --words counts them, and the file holds whole words. --local and a server on the same device
-    and software draw the same words from a seed.
+    subwords draws those: --words counts them, and the file holds whole words. --local and a server draw the same words
+    from a seed, unless two words are nearer than the last bits of a number.
     """
     if prompt is not None and sampling["random_start"]:
         raise click.UsageError("--prompt and --random-start exclude each other")
@@ -84,7 +115,8 @@ def _served_steps(reference: str, prompt: str | None, words: int, sampling: dict
     with open_client() as client:
         from tandem.client import SamplingOptions
 
-        yield from client.generate(reference, prompt, words, SamplingOptions(**sampling))
+        options = SamplingOptions(**(sampling | {"logit_bias": dict(sampling["logit_bias"])}))
+        yield from client.generate(reference, prompt, words, options)
 
 
 def _local_steps(reference: str, prompt: str | None, words: int, sampling: dict[str, Any]) -> "Steps":
@@ -106,7 +138,8 @@ def _local_steps(reference: str, prompt: str | None, words: int, sampling: dict[
         name=located.version.name if located.version else "",
         version=located.version.version if located.version else 0,
         run_id=located.run_id,
-        device=settings.device,
+        # One text has use for one device.
+        device=settings.device.split(",")[0],
         prompt=prompt,
         max_words=words,
         sampling=SamplingRequest(**(sampling | {"seed": seed})),
@@ -159,7 +192,7 @@ class _Lines:
         if isinstance(step, TextPiece):
             self.words += step.words
             self.text += step.text
-            print_json({"text": step.text, "words": list(step.words)})
+            print_json(_piece_document(step))
             return
         summary = {
             "text": self.text,
@@ -172,6 +205,17 @@ class _Lines:
             "finish_reason": step.finish_reason,
         }
         print_json({"summary": summary})
+
+
+def _piece_document(piece: "TextPiece") -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "text": piece.text,
+        "words": list(piece.words),
+        "log_probabilities": list(piece.log_probabilities),
+    }
+    if piece.alternatives:
+        document["alternatives"] = [[asdict(each) for each in ranked] for ranked in piece.alternatives]
+    return document
 
 
 def _whole_words(words: list[str], text: str) -> list[str]:

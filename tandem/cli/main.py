@@ -22,11 +22,12 @@ COMMANDS = {
     "train": ("tandem.cli.train", "Submit a training run."),
     "runs": ("tandem.cli.runs", "List, show, watch and cancel runs."),
     "evaluate": ("tandem.cli.evaluate", "Evaluate a classifier on a split of a dataset."),
-    "models": ("tandem.cli.models", "List, show and export the models of the registry."),
+    "models": ("tandem.cli.models", "List, show, export, load, unload and watch models; set aliases."),
     "classify": ("tandem.cli.classify", "Classify images with a served model."),
     "compare": ("tandem.cli.compare", "Compare two models on the same images, or two predictions files."),
     "generate": ("tandem.cli.generate", "Generate text with a served language model."),
-    "bench": ("tandem.cli.bench", "Measure this machine: training, in each device, beside its bare step."),
+    "score": ("tandem.cli.score", "Say how likely texts are to a served language model."),
+    "bench": ("tandem.cli.bench", "Measure this machine: training beside its bare step, serving beside its limit."),
 }
 
 
@@ -74,6 +75,8 @@ def tandem() -> None:
 
 def main() -> None:
     """Run the command line: exit 0 on success, 1 on an explained failure, 2 on wrong usage, 130 on Ctrl-C."""
+    # gRPC's core would write lines of its own about a failed handshake; ours says it better. Before it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for stream in (sys.stdout, sys.stderr):
         # Files and pipes get UTF-8 whatever the locale, unless Python was told otherwise; a terminal that can't show a
         # character gets a question mark.

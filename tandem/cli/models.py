@@ -11,6 +11,7 @@ from tandem.checkpoints.files import MODEL_FILE, NETWORK_FILE, read_verified
 from tandem.checkpoints.registry import Registry, describe
 from tandem.cli.export import export
 from tandem.cli.output import console, json_option, open_volume, print_json, table
+from tandem.cli.serving import alias, load, unload, watch
 from tandem.errors import TandemError
 from tandem.models.layers import Layer, from_json, shapes_text, total_parameters
 
@@ -28,7 +29,8 @@ def models() -> None:
     """Models of the registry: names, versions and aliases."""
 
 
-models.add_command(export)
+for command in (export, load, unload, alias, watch):
+    models.add_command(command)
 
 
 @models.command(name="list")

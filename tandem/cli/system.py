@@ -5,17 +5,23 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from tandem.access import ClientAccess
 from tandem.cli.output import console, json_option, print_json, table
 from tandem.errors import Conflict, TandemError, Unavailable
-from tandem.jobs.store import JobStore, connect, shown_url
+from tandem.jobs.broker import Broker
+from tandem.jobs.store import JobStore, connect
 from tandem.local.state import SystemState, find_system, is_alive, read_state
 from tandem.settings import Settings
 from tandem.volume import Volume, volume_errors
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _PORT = click.IntRange(0, 65_535)
 _POLL_S = 0.05
@@ -134,43 +140,55 @@ def system_status(settings: Settings) -> dict[str, dict[str, Any]]:
             "pid": service.pid if started and service else None,
             "log": service.log if service else None,
         }
-    result["broker"].update(
-        address=found.redis_url and shown_url(found.redis_url), running=_broker_answers(found.redis_url)
-    )
-    result["trainer"].update(workers=_workers(found.redis_url) if result["broker"]["running"] else [])
+    problem = _broker_problem(found.broker)
+    address = None if found.broker is None else str(found.broker)
+    result["broker"].update(address=address, running=problem == "", problem=problem)
+    result["trainer"].update(workers=_workers(found.broker) if problem == "" else [])
     result["trainer"]["running"] = result["trainer"]["running"] or bool(result["trainer"]["workers"])
-    result["inference"].update(address=found.inference_address, **_inference_health(found.inference_address))
+    result["inference"].update(
+        address=found.inference_address, **_inference_health(found.inference_address, settings.client_access)
+    )
     return result
 
 
-def _broker_answers(url: str | None) -> bool:
+def _broker_problem(broker: Broker | None) -> str | None:
+    """Return why the broker does not answer, "" where it does, None where none is known."""
+    if broker is None:
+        return None
     try:
-        if url is not None:
-            JobStore(connect(url), url).ping()
-    except TandemError:
-        return False
-    return url is not None
+        JobStore(connect(broker), broker).ping()
+    except TandemError as error:
+        return str(error)
+    return ""
 
 
-def _workers(url: str | None) -> list[dict[str, Any]]:
+def _workers(broker: Broker | None) -> list[dict[str, Any]]:
     try:
-        return JobStore(connect(url), url).workers() if url else []
+        return JobStore(connect(broker), broker).workers() if broker else []
     except TandemError:
         return []
 
 
-def _inference_health(address: str | None) -> dict[str, Any]:
+def _inference_health(address: str | None, access: ClientAccess) -> dict[str, Any]:
+    """Return whether the inference server serves, and the `problem` where it does not speak with us."""
     if address is None:
         return {"running": False}
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)
-        try:
+    from tandem.wire.channel import open_channel
+    from tandem.wire.handshakes import tls_problem
+
+    try:
+        with closing(open_channel(address, access)) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
-        except grpc.RpcError:
-            return {"running": False}
+    except grpc.RpcError as error:
+        # grpcio's types don't say that a call that failed is a call too.
+        details = cast(Any, error).details() or ""
+        return {"running": False, "problem": tls_problem(details, address, access.is_encrypted)}
+    except TandemError as error:
+        return {"running": False, "problem": str(error)}
     return {"running": answer.status == health_pb2.HealthCheckResponse.SERVING}
 
 
@@ -182,4 +200,18 @@ def _print_status(services: dict[str, dict[str, Any]], home: Path, as_json: bool
     for name, facts in services.items():
         result.add_row(name, "running" if facts["running"] else "-", facts["address"] or "", facts["log"] or "")
     console().print(result)
+    if workers := services["trainer"]["workers"]:
+        console().print(_worker_table(workers))
+    for name in ("broker", "inference"):
+        if problem := services[name].get("problem"):
+            click.echo(problem)
     click.echo(f"data, runs and models: {home}")
+
+
+def _worker_table(workers: list[dict[str, Any]]) -> "Table":
+    result = table("worker", "slots", "queues")
+    for worker in workers:
+        # Those for several devices go without saying.
+        queues = [queue for queue in worker["queues"] if "-x" not in queue]
+        result.add_row(worker["worker"], str(worker.get("slots", 1)), ", ".join(queues))
+    return result

@@ -3,19 +3,17 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from tandem.cli.output import json_option, print_json
-from tandem.errors import InvalidJob
+from tandem.cli.output import json_option
+from tandem.cli.scheduling import scheduling_options
+from tandem.cli.submission import submit_training
 from tandem.jobs.presets import Kind, load_preset, preset_names
-from tandem.jobs.spec import ClassifierJob, LanguageModelJob, make_spec
-
-if TYPE_CHECKING:
-    from tandem.jobs.spec import JobSpec
+from tandem.jobs.spec import ClassifierJob, LanguageModelJob
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -73,6 +71,18 @@ def _shared(model: type[BaseModel]) -> Callable[[Command], Command]:
             model, "warmup_epochs", "Epochs of warm-up; 1 if left out, 30 % of all for onecycle, none for anneal."
         ),
         spec_option(model, "checkpoint_every_s", "Seconds between checkpoints within an epoch."),
+        spec_option(model, "keep_last", "Newest checkpoints that stay, besides the best."),
+        spec_option(model, "keep_every", "Also keep a checkpoint at the end of each so many epochs."),
+        click.option(
+            "--sweep",
+            "sweeps",
+            multiple=True,
+            metavar="NAME=V1,V2",
+            help="A run for each value of this option; repeated, for each combination.",
+        ),
+        click.option("--max-parallel", type=click.IntRange(1), help="So many runs of a sweep at a time."),
+        click.option("--evaluate", "evaluate_split", metavar="SPLIT", help="Then evaluate the best checkpoint on it."),
+        scheduling_options,
         click.option("--show-spec", is_flag=True, help="Print the job spec, and submit nothing."),
         click.option("--follow", "-f", is_flag=True, help="Show progress until the run ends; Ctrl-C leaves it going."),
         json_option,
@@ -138,7 +148,7 @@ def classifier(preset: str | None, weights: str | None, **values: Any) -> None:
     given = {name: value for name, value in values.items() if value is not None}
     if weights:
         given[_kind_of_weights(weights)] = weights
-    _submit("train_classifier", "arch", **{**(load_preset(preset) if preset else {}), **given})
+    submit_training("train_classifier", "arch", **{**(load_preset(preset) if preset else {}), **given})
 
 
 def _kind_of_weights(weights: str) -> str:
@@ -191,7 +201,7 @@ def lm(preset: str | None, dry_run: bool, **values: Any) -> None:
     if dry_run and "model_name" in given:
         raise click.UsageError("--dry-run makes a model called 'dry-run': leave out --name")
     merged = {**(load_preset(preset) if preset else {}), **given}
-    _submit("train_language_model", "model", **(_dried(merged) if dry_run else merged))
+    submit_training("train_language_model", "model", **(_dried(merged) if dry_run else merged))
 
 
 def _dried(values: dict[str, Any]) -> dict[str, Any]:
@@ -200,36 +210,3 @@ def _dried(values: dict[str, Any]) -> dict[str, Any]:
     batch_size, bptt = (values.get(each, fields[each].default) for each in ("batch_size", "bptt"))
     limits = {"epochs": 1, "limit_train_tokens": batch_size * (bptt + 1), "limit_val_tokens": 2 * bptt + 2}
     return {"model_name": "dry-run", **values, **limits}
-
-
-def _submit(kind: str, network: str, *, follow: bool, as_json: bool, show_spec: bool = False, **values: Any) -> None:
-    given = {name: value for name, value in values.items() if value is not None}
-    given.setdefault("model_name", f"{given['dataset']}-{given.get(network)}".lower()[:64])
-    try:
-        spec = make_spec({"kind": kind, **given})
-    except InvalidJob as error:
-        raise click.UsageError(str(error)) from None
-    if show_spec:
-        click.echo(spec.model_dump_json(indent=None if as_json else 1))
-    else:
-        _queue(spec, given[network], follow, as_json)
-
-
-def _queue(spec: "JobSpec", network: str, follow: bool, as_json: bool) -> None:
-    from tandem.cli.connections import celery_app, job_store
-    from tandem.cli.follow import follow_run
-    from tandem.jobs.runs import submit
-    from tandem.settings import Settings
-    from tandem.volume import Volume
-
-    settings = Settings.from_environment()
-    volume, store = Volume(settings.home), job_store(settings)
-    record = submit(spec, volume, store, celery_app(settings))
-    if as_json:
-        print_json({"run_id": record.run_id})
-    else:
-        click.echo(f"run {record.run_id} is queued: {network} on {spec.dataset}, to become model {spec.model_name!r}")
-    if follow:
-        follow_run(record.run_id, volume, store, as_json)
-    elif not as_json:
-        click.echo(f"  tandem runs watch {record.run_id}    follows it")

@@ -39,6 +39,12 @@ class Detokenizer:
         names = (text if as_text and token != END else token for token, text in told)
         return "".join(text for _, text in told), tuple(names)
 
+    def name(self, token: str) -> str:
+        """Return what to call a token that is no part of the text: itself, or of a subword the text that it is."""
+        if isinstance(self._tokens, _Subwords) and token != END:
+            return token_bytes(token).decode("utf-8", "replace")
+        return token
+
 
 class _Subwords:
     """Subwords carry their blanks; a character is told with the token that completes it.

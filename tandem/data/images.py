@@ -13,9 +13,13 @@ from torchvision.io import decode_image as torchvision_decode
 from torchvision.transforms.v2 import functional as transforms
 
 from tandem.checkpoints.card import Preprocessing
+from tandem.data.jpeg import has_more_scans
+from tandem.data.raw_image import RawImage
 from tandem.errors import InvalidImage
 
 MAX_PIXELS = 50_000_000
+# A JPEG of 50 million pixels takes 30 ms for each scan, which may have 75 bytes; the usual progressive one has 10.
+MAX_SCANS = 100
 # What is read at all: PIL knows many more, and hands some of them (EPS) to other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Formats that torchvision decodes itself, about twice as fast as PIL; the others go through PIL. Not PNG: torchvision's
@@ -33,6 +37,27 @@ _LONGEST = 8
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+def to_pixels(image: bytes | RawImage, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Return the pixels of an image, encoded or raw, as uint8 (3, H, W); raise InvalidImage."""
+    return raw_pixels(image, max_pixels) if isinstance(image, RawImage) else decode_image(image, max_pixels)
+
+
+def raw_pixels(image: RawImage, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Return the pixels of `image` as uint8 (3, H, W); raise InvalidImage where its bytes are not those of its size."""
+    width, height = image.width, image.height
+    if width < 1 or height < 1:
+        raise InvalidImage(f"the raw image has {width}×{height} pixels; width and height must be 1 or above")
+    if width * height > max_pixels:
+        raise InvalidImage(f"the image has {width}×{height} pixels; the limit is {max_pixels:,} in all")
+    if len(image.rgb) != 3 * width * height:
+        raise InvalidImage(
+            f"the raw image has {len(image.rgb):,} bytes; {width}×{height} pixels of RGB are {3 * width * height:,}"
+        )
+    pixels = np.frombuffer(image.rgb, np.uint8).reshape(height, width, 3)
+    # A copy, channels first: a tensor must not share the memory of bytes.
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Return the pixels of an encoded image as uint8 (3, H, W).
 
@@ -43,6 +68,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     width, height = image.size
     if width * height > max_pixels:
         raise InvalidImage(f"the image has {width}×{height} pixels; the limit is {max_pixels:,} in all")
+    if image.format == "JPEG" and has_more_scans(data, MAX_SCANS):
+        raise InvalidImage(f"the JPEG image has more than {MAX_SCANS} scans")
     try:
         if image.format in _DIRECT and image.mode in _DIRECT_MODES and not _is_animated(image):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tandem.data.detokenize import Detokenizer
 from tandem.data.vocabulary import Vocabulary
 from tandem.errors import InvalidPrompt, InvalidRequest
-from tandem.wire.limits import DEFAULT_WORDS, MAX_PROMPT_BYTES, MAX_PROMPT_WORDS, MAX_WORDS
+from tandem.wire.limits import DEFAULT_WORDS, MAX_PROMPT_BYTES, MAX_PROMPT_WORDS, MAX_TEXTS, MAX_WORDS
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,15 @@ def check_max_words(max_words: int) -> int:
             field="sampling.max_words",
         )
     return max_words or DEFAULT_WORDS
+
+
+def check_num_texts(num_texts: int) -> int:
+    """Return `num_texts`, or 1 for 0; raise InvalidRequest outside the limits."""
+    if not 0 <= num_texts <= MAX_TEXTS:
+        raise InvalidRequest(
+            f"num_texts is {num_texts}; it must be between 1 and {MAX_TEXTS}, or 0 for 1", field="num_texts"
+        )
+    return num_texts or 1
 
 
 def pick_seed() -> int:

@@ -20,6 +20,8 @@ class SamplingRequest(_Closed):
     repetition_penalty: float
     stop: tuple[str, ...]
     random_start: bool
+    logit_bias: tuple[tuple[str, float], ...] = ()
+    num_alternatives: int = 0
 
 
 class GenerationRequest(_Closed):

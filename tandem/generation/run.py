@@ -7,9 +7,10 @@ from tandem.checkpoints.card import LanguageModelCard
 from tandem.checkpoints.tensors import Checkpoint, load_checkpoint
 from tandem.comparison.results import ModelVersion, Timings
 from tandem.errors import CheckpointCorrupt, InvalidRequest
+from tandem.generation.pieces import make_piece
 from tandem.generation.prompts import check_max_words, check_prompt, read_prompt
 from tandem.generation.request import GenerationRequest
-from tandem.models.decoding import Sequence
+from tandem.models.decoding import Drawn, Sequence
 from tandem.models.devices import configure_device, resolve_device
 from tandem.models.sampling import Sampling
 from tandem.models.stepping import NetworkSteps
@@ -35,25 +36,26 @@ def generate(request: GenerationRequest) -> Iterator[TextPiece | GenerationSumma
         raise CheckpointCorrupt("a language model without a vocabulary")
     read, writer = read_prompt(checkpoint.vocabulary, request.prompt)
     sequence = Sequence(_stepper(checkpoint, request.device), checkpoint.vocabulary, sampling)
+    text = sequence.text
     for piece in sequence.pieces(read.token_ids):
         piece()
-    while sequence.num_words < max_words and not sequence.stopped:
-        words = _write(sequence, min(max_words - sequence.num_words, _PIECE_WORDS))
-        if words:
-            yield TextPiece(*writer.tell(words))
+    while text.num_words < max_words and not text.stopped:
+        drawn = _write(sequence, min(max_words - text.num_words, _PIECE_WORDS))
+        if drawn:
+            yield make_piece(drawn, writer)
     yield GenerationSummary(
         model=version,
         num_prompt_tokens=len(read.token_ids),
-        num_words=sequence.num_words,
+        num_words=text.num_words,
         seed=sampling.seed,
-        finish_reason=sequence.finish_reason,
+        finish_reason=text.finish_reason,
         unknown_words=read.unknown_words,
-        mean_negative_log_probability=sequence.mean_negative_log_probability,
+        mean_negative_log_probability=text.mean_negative_log_probability,
         timings=Timings(compute_ms=(time.perf_counter() - began) * 1000),
     )
 
 
-def _write(sequence: Sequence, max_words: int) -> list[str]:
+def _write(sequence: Sequence, max_words: int) -> list[Drawn]:
     ends_at = time.monotonic() + _PIECE_S
     return sequence.write(max_words, lambda: time.monotonic() < ends_at)
 

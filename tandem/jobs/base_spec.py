@@ -42,7 +42,10 @@ class Job(BaseModel):
 
 
 class TrainingJob(Job):
-    """What both kinds of training share."""
+    """What both kinds of training share.
+
+    Besides its best checkpoint a run keeps the newest `keep_last`, and one at the end of each `keep_every`-th epoch.
+    """
 
     model_name: Name
     epochs: int = Field(ge=1, le=100_000)
@@ -56,6 +59,8 @@ class TrainingJob(Job):
     compile: bool = False
     warmup_epochs: float | None = Field(None, ge=0, allow_inf_nan=False)
     checkpoint_every_s: float = Field(60.0, gt=0, allow_inf_nan=False)
+    keep_last: int = Field(2, ge=1, le=1_000_000)
+    keep_every: int | None = Field(None, ge=1, le=100_000)
 
     @property
     def is_distributed(self) -> bool:

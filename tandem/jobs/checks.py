@@ -1,5 +1,7 @@
 """What can be found wrong with a job before it is queued: against its data and the registry, without torch."""
 
+from collections.abc import Collection
+
 from tandem.checkpoints.card import ClassifierCard, parse_card
 from tandem.checkpoints.files import MODEL_FILE, read_verified
 from tandem.checkpoints.registry import Registry, check_kind
@@ -7,15 +9,18 @@ from tandem.data.manifest import ImageDataset, read_dataset
 from tandem.errors import DatasetNotFound, InvalidJob
 from tandem.jobs.sizes import sizes_of
 from tandem.jobs.spec import ClassifierJob, EvaluationJob, JobSpec, LanguageModelJob, TextEvaluationJob
-from tandem.jobs.text_checks import check_text_evaluation
+from tandem.jobs.text_checks import check_text_evaluation, text_split
 from tandem.volume import Volume
 
 
-def check_job(spec: JobSpec, volume: Volume) -> JobSpec:
+def check_job(spec: JobSpec, volume: Volume, awaited: Collection[str] = ()) -> JobSpec:
     """Return `spec` with its model references made definite; raise InvalidJob, naming the option, where it can't work.
 
-    A reference to an alias would mean another model once the alias moves.
+    A reference to an alias would mean another model once the alias moves. One to a run among the `awaited`, which are
+    to succeed first, stands for the best checkpoint that it will have.
     """
+    if isinstance(spec, EvaluationJob | TextEvaluationJob) and spec.model in {f"run:{run_id}" for run_id in awaited}:
+        return _check_awaited(spec, volume)
     if isinstance(spec, EvaluationJob):
         return _check_evaluation(spec, volume)
     if isinstance(spec, TextEvaluationJob):
@@ -23,6 +28,14 @@ def check_job(spec: JobSpec, volume: Volume) -> JobSpec:
     if isinstance(spec, LanguageModelJob):
         return _check_language_model(spec, volume)
     return _check_classifier(spec, volume)
+
+
+def _check_awaited(spec: EvaluationJob | TextEvaluationJob, volume: Volume) -> JobSpec:
+    if isinstance(spec, EvaluationJob):
+        image_split(spec.dataset, spec.split, volume)
+        return spec
+    _, split = text_split(spec.dataset, spec.split, volume)
+    return spec.model_copy(update={"split": split})
 
 
 def _check_name(name: str, kind: str, volume: Volume) -> None:

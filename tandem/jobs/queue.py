@@ -3,18 +3,28 @@
 The message is only a wake-up, `tandem.run_job(run_id)`; the truth is the job record.
 """
 
-from typing import Any
+import base64
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from tandem.errors import BrokerUnavailable
+from tandem.errors import InvalidJob
+from tandem.jobs.broker import Broker
+from tandem.jobs.broker_errors import broker_unavailable
+from tandem.jobs.record import PRIORITIES, JobRecord
 from tandem.jobs.spec import JobSpec
+from tandem.jobs.store import KEEPALIVE
 from tandem.settings import QUEUES
 
+if TYPE_CHECKING:
+    from tandem.jobs.store import JobStore
+
 RUN_JOB = "tandem.run_job"
-_PRIORITIES = (0, 3, 6, 9)
+_PRIORITIES = tuple(PRIORITIES.values())
 _SEPARATOR = ":"
 
 # A week: Redis' default of an hour gives a running job to a second worker (celery #5935, #5306).
@@ -32,6 +42,7 @@ _TRANSPORT = {
     "socket_timeout": 30,
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
+    "socket_keepalive_options": KEEPALIVE,
     "health_check_interval": 25,
 }
 
@@ -51,30 +62,55 @@ _SETTINGS: dict[str, Any] = {
     "worker_cancel_long_running_tasks_on_connection_loss": False,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
+    # An answer such as READONLY or MISCONF would end the worker, and with it the run in progress.
+    "broker_channel_error_retry": True,
     # A hard limit kills without a checkpoint.
     "task_time_limit": None,
     "task_serializer": "json",
     "accept_content": ["json"],
     # A mistyped queue must fail, not wait for ever.
     "task_create_missing_queues": False,
-    # Each queue under its own key: with a shared one, a message would go to all three.
-    "task_queues": tuple(Queue(name, Exchange(name), routing_key=name) for name in QUEUES),
     "task_default_queue": "default",
     "worker_hijack_root_logger": False,
     "worker_send_task_events": False,
 }
 
 
-def make_celery(redis_url: str) -> Celery:
-    """Return a Celery application on the broker at `redis_url`; nothing connects yet."""
-    app = Celery("tandem", broker=redis_url, set_as_current=False)
-    app.conf.update(_SETTINGS)
+def make_celery(address: Broker | str, queues: Iterable[str] = QUEUES) -> Celery:
+    """Return a Celery application on the broker at `address`, which may take from `queues`; nothing connects yet."""
+    app = Celery("tandem", set_as_current=False)
+    task_queues = tuple(_queue(name) for name in queues)
+    app.conf.update(_SETTINGS, task_queues=task_queues, **Broker.of(address).celery_options())
     return app
 
 
-def queue_for(spec: JobSpec) -> str:
-    """Return the queue of a spec: that of its device, or the one that every worker takes from."""
-    return {"auto": "default", "cpu": "cpu"}.get(spec.device, "gpu")
+def _queue(name: str) -> Queue:
+    # Each under its own key: with a shared one, a message would go to all of them.
+    return Queue(name, Exchange(name), routing_key=name)
+
+
+def queue_for(spec: JobSpec, gpu: str | None = None) -> str:
+    """Return the queue of a spec: by its device, the class of GPU it needs, and how many devices at once.
+
+    `default` is that of any device; then `cpu`, `gpu`, `gpu-h200`; those of jobs on 4 devices end in `-x4`.
+    """
+    if gpu and spec.device == "cpu":
+        raise InvalidJob("--gpu-class: the job's device is cpu; leave one of them away")
+    device = {"auto": "default", "cpu": "cpu"}.get(spec.device, "gpu")
+    num_devices = getattr(spec, "num_devices", 1)
+    base = f"gpu-{gpu}" if gpu else device
+    return base if num_devices == 1 or base == "cpu" else f"{base}-x{num_devices}"
+
+
+def check_queue(queue: str, store: "JobStore") -> None:
+    """Raise InvalidJob where no worker has ever taken from `queue`: a mistyped class would wait for ever.
+
+    Before the first worker has come nothing is known but that classes of GPU need one.
+    """
+    known = store.served_queues()
+    if queue not in known and (known or queue.startswith("gpu-")):
+        there = ", ".join(known) or "none yet; start a worker"
+        raise InvalidJob(f"no worker takes runs from the queue {queue!r} that this job needs (there are: {there})")
 
 
 def priority_keys(queue: str) -> list[str]:
@@ -82,10 +118,20 @@ def priority_keys(queue: str) -> list[str]:
     return [queue, *(f"{queue}{_SEPARATOR}{priority}" for priority in _PRIORITIES[1:])]
 
 
-def send_run(app: Celery, run_id: str, queue: str) -> None:
+def run_of_message(message: str) -> str | None:
+    """Return the run that a message in a queue's list would wake, None where it is no such message."""
+    try:
+        body = json.loads(message)["body"]
+        return str(json.loads(base64.b64decode(body))[0][0])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
+def send_run(app: Celery, record: JobRecord) -> None:
     """Put the wake-up for a run into its queue; raise BrokerUnavailable if that fails."""
     retry = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.3}
+    options: dict[str, Any] = {"queue": _queue(record.queue), "priority": PRIORITIES[record.priority]}
     try:
-        app.send_task(RUN_JOB, args=[run_id], queue=queue, retry=True, retry_policy=retry)
+        app.send_task(RUN_JOB, args=[record.run_id], retry=True, retry_policy=retry, **options)
     except (OperationalError, ConnectionError) as error:
-        raise BrokerUnavailable(f"the broker did not take run {run_id}: {error}") from error
+        raise broker_unavailable(error, str(Broker.of(app.conf.broker_url))) from error

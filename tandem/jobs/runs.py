@@ -1,97 +1,38 @@
-"""Runs as people see them: submit, list, find, cancel, resume.
+"""Runs as people see them: list, find, cancel, pause, resume.
 
 The volume holds them all; Redis knows more while it is up.
 """
 
-import shutil
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tandem.errors import BrokerUnavailable, InvalidJob, RunNotFound
+from tandem.errors import BrokerUnavailable, RunNotFound
 from tandem.jobs import record as machine
-from tandem.jobs.checks import check_job
-from tandem.jobs.record import JobRecord
-from tandem.jobs.spec import ClassifierJob, JobSpec
-from tandem.volume import Volume, replace_file, replace_json, volume_errors
+from tandem.jobs.fence import Fence
+from tandem.jobs.record import JobRecord, State
+from tandem.volume import Volume, replace_json, volume_errors
 
 if TYPE_CHECKING:
     # Neither is imported to list runs.
-    from collections.abc import Callable
-
     from celery import Celery
 
     from tandem.jobs.store import JobStore
 
 RECORD_FILE = "record.json"
+SPEC_FILE = "job.json"
 # What a run of each kind makes.
 MODEL_KINDS = {"train_classifier": "classifier", "train_language_model": "language_model"}
-SPEC_FILE = "job.json"
-
-
-def submit(spec: JobSpec, volume: Volume, store: "JobStore", app: "Celery") -> JobRecord:
-    """Write the run to the volume, its record to Redis, and wake a worker; return the record.
-
-    Checked first, so that a refusal leaves nothing behind: the dataset fits the job, and the broker answers.
-    """
-    from tandem.jobs.queue import queue_for, send_run
-
-    spec = check_job(spec, volume)
-    store.ping()
-    record = _new_record(spec, queue_for(spec))
-    run = volume.run(record.run_id)
-    try:
-        with volume_errors(run):
-            run.mkdir(parents=True)
-            spec = _with_weights_file(spec, run)
-            replace_file(run / SPEC_FILE, (spec.model_dump_json(indent=1) + "\n").encode())
-            mirror(volume, record)
-        store.create(record)
-    except BaseException:
-        shutil.rmtree(run, ignore_errors=True)
-        raise
-    # From here on the run exists: where the message is lost, the reaper sends another.
-    try:
-        send_run(app, record.run_id, record.queue)
-    except BrokerUnavailable as error:
-        raise BrokerUnavailable(
-            f"run {record.run_id} is queued, and begins when the broker answers again; don't submit it twice ({error})"
-        ) from error
-    return record
-
-
-def _with_weights_file(spec: JobSpec, run: Path) -> JobSpec:
-    """Copy the file that a classifier is to begin with into the run: the volume must be whole without it."""
-    if not isinstance(spec, ClassifierJob) or spec.weights_file is None:
-        return spec
-    source = Path(spec.weights_file)
-    copy = Path("weights") / source.name
-    try:
-        weights = source.read_bytes()
-    except OSError as error:
-        raise InvalidJob(f"--weights: {source} can't be read: {error.strerror}") from error
-    (run / copy).parent.mkdir()
-    replace_file(run / copy, weights)
-    return spec.model_copy(update={"weights_file": str(copy)})
-
-
-def _new_record(spec: JobSpec, queue: str) -> JobRecord:
-    at = machine.now()
-    return JobRecord(
-        run_id=machine.new_run_id(),
-        kind=spec.kind,
-        dataset=spec.dataset,
-        model_name=spec.model_name,
-        queue=queue,
-        submitted_at=at,
-        updated_at=at,
-    )
 
 
 def mirror(volume: Volume, record: JobRecord, durable: bool = True) -> None:
-    """Write the record to its run directory, so that the volume alone can tell it."""
-    path = volume.run(record.run_id) / RECORD_FILE
-    with volume_errors(path):
-        replace_json(path, record.model_dump(mode="json"), durable)
+    """Write the record to its run directory, so that the volume alone can tell it; a newer one there stays."""
+    run = volume.run(record.run_id)
+    with volume_errors(run), Fence(run).locked():
+        there = read_mirror(run)
+        if there is None or there.revision <= record.revision:
+            replace_json(run / RECORD_FILE, record.model_dump(mode="json"), durable)
 
 
 def read_mirror(run: Path) -> JobRecord | None:
@@ -102,18 +43,39 @@ def read_mirror(run: Path) -> JobRecord | None:
         return None
 
 
-def list_runs(volume: Volume, open_store: "Callable[[], JobStore | None]") -> list[JobRecord]:
-    """Return all runs, newest first: from the volume, brought up to date from Redis where it answers.
+def run_ids(volume: Volume) -> list[str]:
+    """Return the runs of the volume, newest first."""
+    try:
+        # Ten thousand names in 4 ms; as paths in 11.
+        names = os.listdir(volume.runs)  # noqa: PTH208
+    except FileNotFoundError:
+        return []
+    # What begins with a dot is being removed.
+    return sorted((name for name in names if not name.startswith(".")), reverse=True)
+
+
+def list_runs(
+    volume: Volume, open_store: "Callable[[], JobStore | None]", limit: int | None = None, sweep: str | None = None
+) -> list[JobRecord]:
+    """Return the newest `limit` runs (of a sweep), newest first: from the volume, brought up to date from Redis.
 
     The store is opened only if a run is unfinished: importing redis takes half the time of `tandem runs list`.
     """
-    run_ids = sorted((path.parent.name for path in volume.runs.glob(f"*/{RECORD_FILE}")), reverse=True)
-    mirrors = {run_id: read_mirror(volume.run(run_id)) for run_id in run_ids}
-    # A terminal state never changes, so only the others are asked for.
-    open_ids = [run_id for run_id, record in mirrors.items() if record is None or not record.state.is_terminal]
+    mirrors: dict[str, JobRecord] = {}
+    for run_id in run_ids(volume):
+        if limit is not None and len(mirrors) >= limit:
+            break
+        record = read_mirror(volume.runs / run_id)
+        if record is not None and sweep in (None, record.sweep):
+            mirrors[run_id] = record
+    # A terminal state never changes by itself, so only the others are asked for.
+    open_ids = [run_id for run_id, record in mirrors.items() if not record.state.is_terminal]
     fresh = _from_broker(open_ids, open_store) if open_ids else {}
-    records = (fresh.get(run_id) or mirrors[run_id] for run_id in run_ids)
-    return [record for record in records if record is not None]
+    return [_newer(record, fresh.get(run_id)) for run_id, record in mirrors.items()]
+
+
+def _newer(mirrored: JobRecord, fresh: JobRecord | None) -> JobRecord:
+    return mirrored if fresh is None or fresh.revision < mirrored.revision else fresh
 
 
 def _from_broker(run_ids: list[str], open_store: "Callable[[], JobStore | None]") -> dict[str, JobRecord]:
@@ -127,7 +89,7 @@ def _from_broker(run_ids: list[str], open_store: "Callable[[], JobStore | None]"
 def find_run(run_id: str, volume: Volume, store: "JobStore | None") -> JobRecord:
     """Return the newest record of a run; `latest` names the newest run. Raises RunNotFound."""
     if run_id == "latest":
-        runs = list_runs(volume, lambda: store)
+        runs = list_runs(volume, lambda: store, limit=1)
         if not runs:
             raise RunNotFound("there are no runs yet; 'tandem train' submits one")
         return runs[0]
@@ -135,7 +97,8 @@ def find_run(run_id: str, volume: Volume, store: "JobStore | None") -> JobRecord
     record = mirrored
     if store is not None and (mirrored is None or not mirrored.state.is_terminal):
         try:
-            record = store.get(run_id) or mirrored
+            fresh = store.get(run_id)
+            record = fresh if mirrored is None else _newer(mirrored, fresh)
         except BrokerUnavailable:
             record = mirrored
     if record is None:
@@ -144,24 +107,47 @@ def find_run(run_id: str, volume: Volume, store: "JobStore | None") -> JobRecord
 
 
 def cancel(run_id: str, volume: Volume, store: "JobStore") -> JobRecord:
-    """Ask for the end of a run: a waiting one ends at once, a running one after saving a checkpoint."""
-    found = find_run(run_id, volume, store)
-    # A broker that has lost its data is given the record back first.
-    store.create(found)
-    record = store.update(found.run_id, machine.request_cancel)
-    mirror(volume, record)
-    return record
+    """Ask for the end of a run: at once where nothing runs, else after saving a checkpoint."""
+    return _change(run_id, machine.request_cancel, volume, store)
+
+
+def pause(run_id: str, volume: Volume, store: "JobStore") -> JobRecord:
+    """Ask a run to give its place back: at once where it waits, else after saving a checkpoint."""
+    return _change(run_id, machine.request_pause, volume, store)
 
 
 def resume(run_id: str, volume: Volume, store: "JobStore", app: "Celery") -> JobRecord:
-    """Put a failed or canceled run back into its queue; it goes on from its newest checkpoint."""
+    """Put a failed, canceled or paused run back into its queue; it goes on from its newest checkpoint."""
+    from tandem.jobs.chains import release_ready
     from tandem.jobs.queue import send_run
 
+    _pin_again(find_run(run_id, volume, store), volume)
+    record = _change(run_id, machine.resume, volume, store)
+    # Until now the run was over, and its pins might be removed.
+    _pin_again(record, volume)
+    if record.state is State.QUEUED:
+        send_run(app, record)
+    else:
+        release_ready(volume, store, lambda ready: send_run(app, ready))
+    return find_run(record.run_id, volume, store)
+
+
+def _change(run_id: str, change: Callable[[JobRecord], JobRecord], volume: Volume, store: "JobStore") -> JobRecord:
     record = find_run(run_id, volume, store)
     # A volume that can't be written is found before the state changes.
     mirror(volume, record)
-    store.create(record)
-    record = store.update(record.run_id, machine.resume)
+    # A broker that has lost its data is given the record back first.
+    store.put_newer(record)
+    record = store.update(record.run_id, change)
     mirror(volume, record)
-    send_run(app, record.run_id, record.queue)
     return record
+
+
+def _pin_again(record: JobRecord, volume: Volume) -> None:
+    # The specs take as long to import as all else that lists runs.
+    from tandem.jobs.references import pin_references
+    from tandem.jobs.spec import parse_spec
+
+    path = volume.run(record.run_id) / SPEC_FILE
+    if path.is_file():
+        pin_references(parse_spec(path.read_bytes()), record.run_id, volume)

@@ -1,116 +1,56 @@
-"""Job records in Redis: a thin adapter with compare-and-set, leases and streams.
+"""Job records in Redis: a thin adapter with compare-and-set.
 
-tandem:job:<run_id>      the record as JSON; changed only by compare-and-set
-tandem:live              set of run_ids that are not terminal
-tandem:lease:<run_id>    token of the worker that holds the run; expires by itself
-tandem:events:<run_id>   stream of what happened, bounded
-tandem:models            stream that announces published versions, bounded
-tandem:worker:<host>     heartbeat of a worker; expires by itself
-tandem:remembers         there until the broker loses its data: then the volume gives it the unfinished runs back
+tandem:job:<run_id>           the record as JSON; changed only by compare-and-set; expires some days after its end
+tandem:state:<STATE>          the live runs in that state, by the time they came into it
+tandem:state:QUEUED:<queue>   those that wait in a queue
+tandem:queues                 the queues that workers have taken from; tandem:queues_used: that runs have gone to
+tandem:sweep:<id>             the runs of a sweep
+tandem:key:<key>              the run that was submitted with an idempotency key
+tandem:unmirrored             the runs whose last state could not be written to the volume yet
+tandem:reconciled             the life of the broker (its run id) in which the volume was last compared with it
 """
 
-import json
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tandem.errors import BrokerUnavailable, Conflict, RunNotFound
-from tandem.jobs.record import JobRecord
+from tandem.errors import RunNotFound, Superseded
+from tandem.jobs import scripts
+from tandem.jobs.announcements import MODELS_STREAM, Announcements
+from tandem.jobs.broker import Broker
+from tandem.jobs.leases import Leases
+from tandem.jobs.record import LIVE_STATES, JobRecord, State
+from tandem.jobs.redis_client import KEEPALIVE, client_options, connect
 
-MODELS_STREAM = "tandem:models"
-_LIVE = "tandem:live"
-_REMEMBERS = "tandem:remembers"
-_STREAM_LENGTH = 1000
+__all__ = ["KEEPALIVE", "MODELS_STREAM", "JobStore", "client_options", "connect"]
 
-# Sets KEYS[1] to ARGV[2] if it still is ARGV[1], and keeps the set of live runs in step.
-_COMPARE_AND_SET = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
-if ARGV[4] == '1' then redis.call('SADD', KEYS[2], ARGV[3]) else redis.call('SREM', KEYS[2], ARGV[3]) end
-return 1
-"""
-# Prolongs a lease that is ours, and takes one that has lapsed; whoever took the run meanwhile raised its attempt, which
-# fences us off at the next write.
-_RENEW = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_QUEUES = "tandem:queues"
+_QUEUES_USED = "tandem:queues_used"
+_RECONCILED = "tandem:reconciled"
+_UNMIRRORED = "tandem:unmirrored"
+_BATCH = 1000
 
 
-class LeaseLost(Conflict):
-    """Another attempt has begun: this one may write nothing more."""
+class JobStore(Leases, Announcements):
+    """The records of one broker, with what expires and what is told."""
 
+    def __init__(self, client: "redis.Redis", address: "Broker | str" = "") -> None:
+        super().__init__(client, address)
+        self._create = self._redis.register_script(scripts.CREATE)
+        self._compare_and_set = self._redis.register_script(scripts.COMPARE_AND_SET)
 
-def client_url(url: str) -> str:
-    """Return `url` as redis-py writes it: Celery's redis+socket://PATH?virtual_host=N is its unix://PATH?db=N."""
-    if url.startswith("redis+socket://"):
-        return url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
-    return url
-
-
-def shown_url(url: str) -> str:
-    """Return `url` without user and password, for people and logs."""
-    return re.sub(r"//[^/@]*@", "//", url)
-
-
-def connect(url: str) -> "redis.Redis":
-    """Return a client for `url` (redis, rediss, unix, or Celery's redis+socket); it connects when first used."""
-    try:
-        # redis-py 8 gives up after 5 s by default; a broker under load may pause longer than that.
-        return redis.Redis.from_url(client_url(url), decode_responses=True, socket_timeout=10, socket_connect_timeout=3)
-    except ValueError as error:
-        raise BrokerUnavailable(f"TANDEM_REDIS_URL={shown_url(url)!r} is no Redis address: {error}") from error
-
-
-class JobStore:
-    """The records of one broker; every method raises BrokerUnavailable when it does not answer."""
-
-    def __init__(self, client: "redis.Redis", address: str = "") -> None:
-        self._redis: Any = client
-        self._address = shown_url(address)
-        self._compare_and_set = self._redis.register_script(_COMPARE_AND_SET)
-        self._renew = self._redis.register_script(_RENEW)
-        self._release = self._redis.register_script(_RELEASE)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (RedisConnectionError, RedisTimeoutError) as error:
-            raise BrokerUnavailable(
-                f"the broker at {self._address or 'TANDEM_REDIS_URL'} does not answer: {error}; is it running? "
-                "'tandem status' tells"
-            ) from error
-        except RedisError as error:
-            raise BrokerUnavailable(f"the broker refused a command: {error}") from error
-
-    def ping(self) -> None:
-        """Return if the broker answers."""
+    def create(self, record: JobRecord) -> str | None:
+        """Add a record. Returns None, or the run that its idempotency key belongs to; an existing record stays."""
+        sweep = f"tandem:sweep:{record.sweep}" if record.sweep else ""
+        args = [record.model_dump_json(), record.run_id, _set_of(record), sweep]
         with self._errors():
-            self._redis.ping()
+            answer = self._create(keys=[_key(record.run_id), _idempotency(record)], args=args)
+        return answer if isinstance(answer, str) else None
 
-    def uptime_s(self) -> float:
-        """Return for how many seconds the broker has been up."""
+    def forget(self, run_id: str) -> None:
+        """Remove what is known of an ended run."""
         with self._errors():
-            return float(self._redis.info("server")["uptime_in_seconds"])
-
-    def create(self, record: JobRecord) -> bool:
-        """Add a record; False where the run has one already."""
-        with self._errors():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.set(_key(record.run_id), record.model_dump_json(), nx=True)
-            if not record.state.is_terminal:
-                pipe.sadd(_LIVE, record.run_id)
-            return bool(pipe.execute()[0])
+            self._redis.delete(_key(run_id), f"tandem:events:{run_id}")
 
     def get(self, run_id: str) -> JobRecord | None:
         """Return the record of a run, None where Redis has none."""
@@ -118,102 +58,162 @@ class JobStore:
             data = self._redis.get(_key(run_id))
         return None if data is None else JobRecord.model_validate_json(data)
 
-    def get_many(self, run_ids: list[str]) -> dict[str, JobRecord]:
-        """Return the records there are of these runs, in one round trip."""
-        if not run_ids:
-            return {}
-        with self._errors():
-            values = self._redis.mget([_key(run_id) for run_id in run_ids])
-        records = (JobRecord.model_validate_json(value) for value in values if value is not None)
-        return {record.run_id: record for record in records}
+    def get_many(self, run_ids: Iterable[str]) -> dict[str, JobRecord]:
+        """Return the records there are of these runs."""
+        ids, records = list(run_ids), {}
+        for first in range(0, len(ids), _BATCH):
+            with self._errors():
+                values = self._redis.mget([_key(run_id) for run_id in ids[first : first + _BATCH]])
+            found = (JobRecord.model_validate_json(value) for value in values if value is not None)
+            records.update({record.run_id: record for record in found})
+        return records
 
-    def live(self) -> list[str]:
-        """Return the runs that are not terminal."""
+    def runs_in(self, state: State, queue: str = "") -> list[str]:
+        """Return the live runs in `state` (QUEUED: in `queue`), the longest there first."""
         with self._errors():
-            return sorted(self._redis.smembers(_LIVE))
+            return list(self._redis.zrange(_set(state, queue), 0, -1))
+
+    def count_queued(self, queue: str) -> int:
+        """Return how many runs wait in a queue."""
+        with self._errors():
+            return int(self._redis.zcard(_set(State.QUEUED, queue)))
+
+    def queued_since_s(self, queue: str) -> float:
+        """Return for how many seconds the longest waiting run of a queue has been there, 0 where none waits."""
+        with self._errors():
+            oldest = self._redis.zrange(_set(State.QUEUED, queue), 0, 0, withscores=True)
+            return max(self._time() - oldest[0][1], 0.0) if oldest else 0.0
+
+    def count_by_state(self) -> dict[str, int]:
+        """Return how many runs there are in each live state."""
+        with self._errors():
+            pipe = self._redis.pipeline(transaction=False)
+            queues = self.queues()
+            sets = [(state, queue) for state in LIVE_STATES for queue in (queues if state is State.QUEUED else [""])]
+            for state, queue in sets:
+                pipe.zcard(_set(state, queue))
+            counts = {state.value: 0 for state in LIVE_STATES}
+            for (state, _), count in zip(sets, pipe.execute(), strict=True):
+                counts[state] += count
+        return counts
+
+    def queues(self) -> list[str]:
+        """Return the queues that runs have gone to or workers have taken from."""
+        with self._errors():
+            return sorted(self._redis.sunion(_QUEUES, _QUEUES_USED))
+
+    def served_queues(self) -> list[str]:
+        """Return the queues that workers have taken from."""
+        with self._errors():
+            return sorted(self._redis.smembers(_QUEUES))
+
+    def add_queues(self, queues: Iterable[str]) -> None:
+        """Note that a worker takes from these queues."""
+        with self._errors():
+            self._redis.sadd(_QUEUES, *queues)
+
+    def runs_of_sweep(self, sweep: str) -> list[str]:
+        """Return the runs of a sweep, in the order of submission."""
+        with self._errors():
+            return sorted(self._redis.smembers(f"tandem:sweep:{sweep}"))
+
+    def run_of_key(self, key: str) -> str | None:
+        """Return the run that was submitted with an idempotency key."""
+        with self._errors():
+            found = self._redis.get(f"tandem:key:{key}")
+        return None if found is None else str(found)
 
     def update(self, run_id: str, change: Callable[[JobRecord], JobRecord], attempt: int | None = None) -> JobRecord:
         """Apply a pure `change` to the record by compare-and-set, and return the new record.
 
-        With `attempt`, the change is made only while that attempt is the run's current one; LeaseLost otherwise.
+        With `attempt`, the change is made only while that attempt is the run's current one; Superseded otherwise.
         """
+        written: JobRecord | None = None
         while True:
             with self._errors():
                 before = self._redis.get(_key(run_id))
             if before is None:
                 raise RunNotFound(f"the broker has no record of run {run_id!r}")
+            if written is not None and before == written.model_dump_json():
+                # It was done, and the answer lost with its connection: the second try found it done.
+                return written
             record = JobRecord.model_validate_json(before)
             if attempt is not None and record.attempt != attempt:
-                raise LeaseLost(f"attempt {attempt} of run {run_id} is over: attempt {record.attempt} has begun")
+                raise Superseded(f"attempt {attempt} of run {run_id} is over: attempt {record.attempt} has begun")
             after = change(record)
-            live = "0" if after.state.is_terminal else "1"
-            keys, args = [_key(run_id), _LIVE], [before, after.model_dump_json(), run_id, live]
-            with self._errors():
-                if self._compare_and_set(keys=keys, args=args):
-                    return after
+            if after == record or self._swap(before, record, after):
+                return after
+            written = after
 
-    def remembers(self) -> bool:
-        """True if `remember` was called since the broker last lost its data."""
+    def _swap(self, before: str, record: JobRecord, after: JobRecord) -> bool:
+        told = "1" if after.state.is_terminal and after.webhook else "0"
+        args = [before, after.model_dump_json(), record.run_id, _set_of(record), _set_of(after), told]
         with self._errors():
-            return bool(self._redis.exists(_REMEMBERS))
+            return bool(self._compare_and_set(keys=[_key(record.run_id), _idempotency(record)], args=args))
 
-    def remember(self) -> None:
-        """Note that the broker has the records of all unfinished runs."""
-        with self._errors():
-            self._redis.set(_REMEMBERS, 1)
+    def put_newer(self, record: JobRecord) -> bool:
+        """Put `record` in the place of an older revision, or of none; return whether it was.
 
-    def acquire_lease(self, run_id: str, token: str, ttl_s: float) -> bool:
-        """Take the lease of a run if nobody holds it."""
-        with self._errors():
-            return bool(self._redis.set(_lease(run_id), token, nx=True, px=int(ttl_s * 1000)))
+        A broker that was killed may come back a second older than the volume.
+        """
+        if (there := self.get(record.run_id)) is None:
+            self.create(record)
+            return True
+        if there.revision >= record.revision:
+            return False
+        self.update(record.run_id, lambda current: max(current, record, key=lambda each: each.revision))
+        return True
 
-    def renew_lease(self, run_id: str, token: str, ttl_s: float) -> bool:
-        """Prolong our lease; False where another holds it."""
+    def reconciled(self) -> str:
+        """Return the life of the broker in which `set_reconciled` was last called."""
         with self._errors():
-            return bool(self._renew(keys=[_lease(run_id)], args=[token, int(ttl_s * 1000)]))
+            return str(self._redis.get(_RECONCILED) or "")
 
-    def release_lease(self, run_id: str, token: str) -> None:
-        """Give our lease back."""
+    def set_reconciled(self, life: str) -> None:
+        """Note that in this life of the broker its records have been compared with the volume's."""
         with self._errors():
-            self._release(keys=[_lease(run_id)], args=[token])
+            self._redis.set(_RECONCILED, life)
 
-    def has_lease(self, run_id: str) -> bool:
-        """True while some worker holds the run."""
+    def add_unmirrored(self, run_id: str) -> None:
+        """Note that the volume lacks the last state of a run."""
         with self._errors():
-            return bool(self._redis.exists(_lease(run_id)))
+            self._redis.sadd(_UNMIRRORED, run_id)
 
-    def add_event(self, run_id: str, event: dict[str, Any]) -> None:
-        """Append to the run's stream."""
+    def unmirrored(self) -> list[str]:
+        """Return the runs whose last state the volume lacks."""
         with self._errors():
-            entry = {"event": json.dumps(event)}
-            self._redis.xadd(f"tandem:events:{run_id}", entry, maxlen=_STREAM_LENGTH, approximate=True)
+            return sorted(self._redis.smembers(_UNMIRRORED))
 
-    def announce_model(self, name: str, version: int) -> None:
-        """Tell the inference servers that a version is published."""
+    def drop_unmirrored(self, run_id: str) -> None:
+        """Note that the volume has it now."""
         with self._errors():
-            self._redis.xadd(MODELS_STREAM, {"name": name, "version": version}, maxlen=_STREAM_LENGTH)
+            self._redis.srem(_UNMIRRORED, run_id)
 
-    def count_messages(self, keys: list[str]) -> int:
-        """Return how many messages wait in these lists: a Celery queue's, one for each priority."""
+    def count_messages(self, keys: list[str]) -> list[int]:
+        """Return how many messages wait in each of these lists: a Celery queue's, one for each priority."""
         with self._errors():
-            return sum(self._redis.llen(key) for key in keys)
+            pipe = self._redis.pipeline(transaction=False)
+            for key in keys:
+                pipe.llen(key)
+            return [int(length) for length in pipe.execute()]
 
-    def beat(self, worker: str, ttl_s: float, facts: dict[str, Any]) -> None:
-        """Say that a worker lives."""
+    def messages(self, keys: list[str]) -> list[str]:
+        """Return the messages in these lists as they lie there."""
         with self._errors():
-            self._redis.set(f"tandem:worker:{worker}", json.dumps(facts), px=int(ttl_s * 1000))
+            return [message for key in keys for message in self._redis.lrange(key, 0, -1)]
 
-    def workers(self) -> list[dict[str, Any]]:
-        """Return what the living workers say of themselves."""
-        with self._errors():
-            keys = sorted(self._redis.scan_iter("tandem:worker:*"))
-            values = self._redis.mget(keys) if keys else []
-        return [json.loads(value) for value in values if value is not None]
+
+def _set(state: State, queue: str = "") -> str:
+    return f"tandem:state:{state}:{queue}" if state is State.QUEUED else f"tandem:state:{state}"
+
+
+def _set_of(record: JobRecord) -> str:
+    return "" if record.state.is_terminal else _set(record.state, record.queue)
+
+
+def _idempotency(record: JobRecord) -> str:
+    return f"tandem:key:{record.key}" if record.key else ""
 
 
 def _key(run_id: str) -> str:
     return f"tandem:job:{run_id}"
-
-
-def _lease(run_id: str) -> str:
-    return f"tandem:lease:{run_id}"

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 from tandem.errors import BrokerUnavailable
 
@@ -50,4 +51,4 @@ def server_command(socket: Path, data: Path) -> list[str]:
 
 def broker_url(socket: Path) -> str:
     """Return the URL of the server on `socket`, as Celery writes it."""
-    return f"redis+socket://{socket}?virtual_host=0"
+    return f"redis+socket://{quote(str(socket))}?virtual_host=0"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tandem.errors import Conflict, TandemError, Unavailable
+from tandem.jobs.broker import VARIABLES, Broker
 from tandem.jobs.store import JobStore, connect
 from tandem.local.broker import broker_url, server_command, socket_path
 from tandem.local.children import Child
@@ -24,8 +25,8 @@ from tandem.volume import Volume, replace_json, volume_errors
 
 _START_TIMEOUT_S = 90.0
 _WAIT_S = 0.05
-# In the order of stopping: the trainer saves while the broker still listens.
-_STOP_TIMEOUTS_S = {"trainer": 90.0, "inference": 15.0, "tensorboard": 5.0, "broker": 15.0}
+# In the order of stopping: the trainer saves while the broker still listens. Inference also gets what its drain takes.
+_STOP_TIMEOUTS_S = {"trainer": 90.0, "inference": 10.0, "tensorboard": 5.0, "broker": 15.0}
 _MOST_RESTARTS = 5
 _SOON_S = 300.0
 
@@ -50,7 +51,9 @@ class Stack:
     ) -> None:
         self.settings = settings
         self.volume = Volume(settings.home)
+        # For people: without passwords. `broker` is set once it is known.
         self.addresses: dict[str, str] = {}
+        self.broker: Broker
         self._ports = ports
         self._with_tensorboard = with_tensorboard
         self._say = say
@@ -99,21 +102,29 @@ class Stack:
             raise Conflict(f"{self.volume.home} has a system running already; 'tandem status' shows it") from None
 
     def _start_broker(self) -> None:
-        if self.settings.redis_url:
-            self.addresses["broker"] = self.settings.redis_url
+        if self.settings.broker:
+            self.broker = self.settings.broker
         else:
             path = socket_path(self.volume.local)
             self._broker_command = server_command(path, self.volume.local)
-            self.addresses["broker"] = broker_url(path)
+            self.broker = Broker.of(broker_url(path))
             self._launch("broker")
-        store = JobStore(connect(self.addresses["broker"]), self.addresses["broker"])
+        self.addresses["broker"] = str(self.broker)
+        store = JobStore(connect(self.broker), self.broker)
+        if self.settings.broker:
+            # Not ours to start: what is wrong with it is said at once.
+            store.ping()
         self._await("broker", lambda: _succeeds(store.ping))
 
     def _launch(self, name: str) -> None:
-        environment = {"TANDEM_HOME": str(self.settings.home), "TANDEM_REDIS_URL": self.addresses["broker"]}
+        environment = {"TANDEM_HOME": str(self.settings.home)}
+        if not self.settings.broker:
+            # Another broker is inherited with all that belongs to it; none of that is for ours.
+            environment.update(dict.fromkeys(VARIABLES, ""), TANDEM_REDIS_URL=str(self.broker))
         log = self.volume.local / f"{name}.log"
         if name == "inference":
             self._port_file.unlink(missing_ok=True)
+            environment |= _metrics_of_inference(self.settings.metrics_listen)
         self._children[name] = Child(name, self._command(name), log, environment)
 
     def _command(self, name: str) -> list[str]:
@@ -139,9 +150,9 @@ class Stack:
         self.addresses["inference"] = self._port_file.read_text().strip()
 
     def _await_trainer(self) -> None:
-        store = JobStore(connect(self.addresses["broker"]), self.addresses["broker"])
-        pid = self._children["trainer"].service().pid
-        self._await("trainer", lambda: any(worker["pid"] == pid for worker in store.workers()))
+        store = JobStore(connect(self.broker), self.broker)
+        ours = {"pid": self._children["trainer"].service().pid, "host": socket.gethostname()}
+        self._await("trainer", lambda: any(ours.items() <= worker.items() for worker in store.workers()))
 
     def _await(self, name: str, is_ready: Callable[[], bool]) -> None:
         self._say(f"waiting for {name}")
@@ -191,11 +202,12 @@ class Stack:
 
     def stop(self) -> None:
         """Stop what was started, the trainer first so that it can save; safe to call twice."""
+        drain_s = (self.settings.drain_delay_s or 0.0) + self.settings.drain_grace_s
         for name, timeout_s in _STOP_TIMEOUTS_S.items():
             if child := self._children.pop(name, None):
                 self._say(f"stopping {name}")
                 with _undisturbed():
-                    child.stop(timeout_s)
+                    child.stop(timeout_s + (drain_s if name == "inference" else 0.0))
         if self._lock is not None:
             (self.volume.local / STATE_FILE).unlink(missing_ok=True)
             os.close(self._lock)
@@ -242,3 +254,12 @@ def tensorboard_port(port: int) -> int:
                 f"tensorboard can't listen on 127.0.0.1:{port}: {error.strerror}; take another"
             ) from error
         return int(probe.getsockname()[1])
+
+
+def _metrics_of_inference(listen: tuple[str, int] | None) -> dict[str, str]:
+    """Return where the inference server answers Prometheus: one port above the trainer, which has the same variable."""
+    if listen is None:
+        return {}
+    host, port = listen
+    bracketed = f"[{host}]" if ":" in host else host
+    return {"TANDEM_METRICS_LISTEN": f"{bracketed}:{port + 1 if port else 0}"}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tandem.errors import BrokerUnavailable, ServerUnavailable
+from tandem.jobs.broker import Broker
 from tandem.settings import Settings
 from tandem.volume import Volume
 
@@ -60,7 +61,7 @@ def is_alive(service: Service) -> bool:
 class Found:
     """Where the parts are, from the environment first and from `tandem up` second; None where unknown."""
 
-    redis_url: str | None
+    broker: Broker | None
     inference_address: str | None
 
 
@@ -79,17 +80,17 @@ def find_system(settings: Settings) -> Found:
     services = state.services if state else {}
     broker, inference = services.get("broker"), services.get("inference")
     return Found(
-        redis_url=settings.redis_url or (broker.address if broker else None),
+        broker=settings.broker or (Broker.of(broker.address) if broker else None),
         inference_address=settings.inference_address or (inference.address if inference else None),
     )
 
 
-def require_redis_url(settings: Settings) -> str:
-    """Return the broker's URL; raise BrokerUnavailable with the remedy where there is none."""
-    url = find_system(settings).redis_url
-    if url is None:
+def require_broker(settings: Settings) -> Broker:
+    """Return the broker in use; raise BrokerUnavailable with the remedy where there is none."""
+    broker = find_system(settings).broker
+    if broker is None:
         raise BrokerUnavailable("no broker: start the system with 'tandem up --detach', or set TANDEM_REDIS_URL")
-    return url
+    return broker
 
 
 def require_inference_address(settings: Settings) -> str:

@@ -1,14 +1,15 @@
 """From logits to the next token, with a random stream for each sequence.
 
-In this order: the repetition penalty, temperature, top_k, top_p, min_p. The random number of a draw is a pure function
-of (seed, position): Philox, a counter-based generator (Salmon et al. 2011). So a sequence's words don't depend on its
-neighbours, nor on how its steps were cut into pieces.
+In this order: the biases, the repetition penalty, temperature, top_k, top_p, min_p. The random number of a draw is a
+pure function of (seed, position): Philox, a counter-based generator (Salmon et al. 2011). So a sequence's words don't
+depend on its neighbours, nor on how its steps were cut into pieces.
 
 A draw of one of 33,278 words takes 0.1 ms after the head has emptied the caches (one core with AVX-512; the head itself
 0.95 ms): exponentials in float32, sums of blocks, and no sort of the whole vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tandem.errors import InvalidRequest
+from tandem.wire.limits import MAX_ALTERNATIVES
 
 Floats = NDArray[np.float32]
 # Which tokens: bool (V,).
 TokenSet = NDArray[np.bool_]
 
-# Stop words of one text, as proto/tandem/v1 states it.
+# Of one text, as proto/tandem/v1 states it.
 MAX_STOP_WORDS = 64
+MAX_BIASES = 1024
 # The cumulative distribution is searched by blocks of so many tokens first.
 _BLOCK = 256
 # Random numbers of a text that are made together.
@@ -32,6 +35,8 @@ _AT_ONCE = 64
 _SORTED = 128
 # Nearer to 0 the quotients are no different, but for logits below 1e-23.
 _COLDEST = 1e-30
+# All words are alike long before; float32 ends at 3e38.
+_HOTTEST = 1_000_000.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Sampling:
     divides the logits above 0, and multiplies those below, of every word that is in the prompt or was drawn already
     (Keskar et al. 2019; over the whole text, as Hugging Face has it); 1 leaves them alone. The text ends before the
     first of the words `stop`. With `random_start` the first word is drawn from all words alike, but for `<unk>`,
-    `<eos>` and stop words. Raises InvalidRequest, with the field, for values that make no sense.
+    `<eos>` and stop words. `logit_bias` are words with what is added to their logits before all else. With each word
+    come the `num_alternatives` words that the model held for the likeliest. Raises InvalidRequest, with the field, for
+    values that make no sense.
     """
 
     temperature: float = 1.0
@@ -54,11 +61,13 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     random_start: bool = False
+    logit_bias: tuple[tuple[str, float], ...] = ()
+    num_alternatives: int = 0
 
     def __post_init__(self) -> None:
         # Written so that NaN fails too.
-        if not 0 <= self.temperature < math.inf:
-            raise _invalid("temperature", self.temperature, "a number of 0 or above")
+        if not 0 <= self.temperature <= _HOTTEST:
+            raise _invalid("temperature", self.temperature, f"between 0 and {_HOTTEST:,.0f}")
         if self.top_k < 0:
             raise _invalid("top_k", self.top_k, "0 (all words) or above")
         if not 0 <= self.top_p <= 1:
@@ -71,6 +80,15 @@ class Sampling:
             raise _invalid("seed", self.seed, "between 0 and 2**64 - 1")
         if len(self.stop) > MAX_STOP_WORDS:
             raise InvalidRequest(f"{len(self.stop)} stop words; the limit is {MAX_STOP_WORDS}", field="sampling.stop")
+        if len(self.logit_bias) > MAX_BIASES:
+            raise InvalidRequest(
+                f"{len(self.logit_bias):,} biases; the limit is {MAX_BIASES:,}", field="sampling.logit_bias"
+            )
+        for word, bias in self.logit_bias:
+            if not -1000 <= bias <= 1000:
+                raise _invalid("logit_bias", bias, f"between -1000 and 1000, for {word!r} too")
+        if not 0 <= self.num_alternatives <= MAX_ALTERNATIVES:
+            raise _invalid("num_alternatives", self.num_alternatives, f"between 0 and {MAX_ALTERNATIVES}")
 
 
 def _invalid(field: str, value: float, expected: str) -> InvalidRequest:
@@ -93,13 +111,18 @@ def _random_numbers(seed: int, number: int) -> list[int]:
 
 
 def draw(
-    logits: Tensor, sampling: Sampling, position: int, masked_id: int | None = None, seen: TokenSet | None = None
+    logits: Tensor,
+    sampling: Sampling,
+    position: int,
+    masked_id: int | None = None,
+    seen: TokenSet | None = None,
+    bias: Mapping[int, float] | None = None,
 ) -> tuple[int, float]:
     """Draw one token from `logits` (V,); return its id and its log-probability in nats.
 
     The log-probability is the model's own: at temperature 1, over all tokens, without the penalty; NaN where the
     logits are no numbers. `masked_id` is never drawn (unless it is the whole vocabulary). `seen` are the tokens that
-    the repetition penalty falls on.
+    the repetition penalty falls on; `bias` is added to the logits of its tokens.
     """
     own: Floats = logits.detach().float().cpu().numpy()
     largest = own.max()
@@ -111,7 +134,7 @@ def draw(
     masked_id = masked_id if len(own) > 1 else None
     seen = seen if sampling.repetition_penalty != 1 else None
     masked = 0.0 if masked_id is None else float(exponentials[masked_id])
-    if sampling.temperature == 1 and seen is None and masked < 1:
+    if sampling.temperature == 1 and seen is None and not bias and masked < 1:
         # What most texts are drawn with: the exponentials are at hand already, and often their sums.
         if masked_id is not None:
             exponentials[masked_id] = 0
@@ -120,7 +143,7 @@ def draw(
         number = uniform(sampling.seed, position)
         token_id = _invert(kept, cumulative if kept is exponentials else _cumulative(kept), number)
         return token_id, _log(float(own[token_id] - largest), float(cumulative[-1]) + masked)
-    token_id = _choose(_allowed(own, sampling, masked_id, seen), sampling, position)
+    token_id = _choose(_allowed(own, sampling, masked_id, seen, bias or {}), sampling, position)
     return token_id, _log(float(own[token_id] - largest), float(exponentials.sum(dtype=np.float64)))
 
 
@@ -144,12 +167,16 @@ def draw_evenly(logits: Tensor, among: TokenSet, seed: int) -> tuple[int, float]
     return token_id, _log(float(own[token_id] - largest), float(np.exp(own - largest).sum(dtype=np.float64)))
 
 
-def _allowed(own: Floats, sampling: Sampling, masked_id: int | None, seen: TokenSet | None) -> Floats:
-    """Return the logits that are drawn from: those of `seen` penalised, that of `masked_id` -inf."""
+def _allowed(
+    own: Floats, sampling: Sampling, masked_id: int | None, seen: TokenSet | None, bias: Mapping[int, float]
+) -> Floats:
+    """Return the logits that are drawn from: biased, those of `seen` penalised, that of `masked_id` -inf."""
     allowed = own.copy()
+    for token_id, each in bias.items():
+        allowed[token_id] += each
     if seen is not None:
-        penalty = sampling.repetition_penalty
-        allowed[seen] = np.where(own[seen] > 0, own[seen] / penalty, own[seen] * penalty)
+        penalty, held = sampling.repetition_penalty, allowed[seen]
+        allowed[seen] = np.where(held > 0, held / penalty, held * penalty)
     if masked_id is not None:
         allowed[masked_id] = -np.inf
     return allowed
@@ -160,6 +187,22 @@ def _choose(logits: Floats, sampling: Sampling, position: int) -> int:
         return int(logits.argmax())
     kept = weights(logits, sampling)
     return _invert(kept, _cumulative(kept), uniform(sampling.seed, position))
+
+
+def likeliest(logits: Tensor, count: int) -> list[tuple[int, float]]:
+    """Return the `count` likeliest tokens of `logits` (V,) with their log-probabilities in nats, best first.
+
+    Of equally likely tokens the lower ids come first.
+    """
+    if not count:
+        return []
+    own: Floats = logits.detach().float().cpu().numpy()
+    count = min(count, len(own))
+    least = np.partition(own, len(own) - count)[len(own) - count]
+    best = np.flatnonzero(own >= least)
+    best = best[np.argsort(-own[best], kind="stable")][:count]
+    total = math.log(float(np.exp(own - own.max()).sum(dtype=np.float64)))
+    return [(int(each), float(own[each] - own.max()) - total) for each in best]
 
 
 def weights(logits: Floats, sampling: Sampling) -> Floats:

@@ -1,19 +1,32 @@
 """Between the plain values of `wire.results` and the messages of `wire.v1`, both ways."""
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 from tandem.comparison.paired import PairedTable
 from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
 from tandem.wire.results import (
+    Alternative,
     Classification,
     ComparisonProgress,
+    Completion,
     GenerationSummary,
     ImageResult,
+    ModelChange,
     ModelDetails,
     ModelInfo,
+    ModelsSnapshot,
+    RuntimeDetails,
+    ScoreSummary,
+    Scoring,
     TextPiece,
+    TextScore,
+    TokenScore,
 )
 from tandem.wire.v1 import inference_pb2 as pb
+
+_KIND = "KIND_"
+_KINDS = {number: name.removeprefix(_KIND).lower() for name, number in pb.ModelChange.Kind.items()}
 
 
 def version_to_wire(version: ModelVersion) -> pb.ModelVersion:
@@ -168,7 +181,15 @@ def dataset_end_to_wire(summary: ComparisonSummary, timings: Timings) -> pb.Comp
 
 def piece_to_wire(piece: TextPiece) -> pb.GenerateResponse:
     """Return the message of `piece`."""
-    return pb.GenerateResponse(text=piece.text, words=piece.words)
+    return pb.GenerateResponse(
+        text=piece.text,
+        words=piece.words,
+        log_probabilities=piece.log_probabilities,
+        alternatives=[
+            pb.TokenAlternatives(alternatives=map(_alternative_to_wire, ranked)) for ranked in piece.alternatives
+        ],
+        text_index=piece.text_index,
+    )
 
 
 def generation_to_wire(summary: GenerationSummary) -> pb.GenerateResponse:
@@ -183,15 +204,21 @@ def generation_to_wire(summary: GenerationSummary) -> pb.GenerateResponse:
             unknown_words=summary.unknown_words,
             mean_negative_log_probability=summary.mean_negative_log_probability,
             timings=timings_to_wire(summary.timings),
-        )
+        ),
+        text_index=summary.text_index,
     )
 
 
 def generation_from_wire(message: pb.GenerateResponse) -> TextPiece | GenerationSummary:
     """Return the value of one message of Generate."""
     if not message.HasField("summary"):
-        return TextPiece(message.text, tuple(message.words))
-    summary = message.summary
+        words, log_probabilities = tuple(message.words), tuple(message.log_probabilities)
+        alternatives = _alternatives_from_wire(message.alternatives)
+        return TextPiece(message.text, words, log_probabilities, alternatives, message.text_index)
+    return _generation_summary_from_wire(message.summary, message.text_index)
+
+
+def _generation_summary_from_wire(summary: pb.GenerateSummary, text_index: int) -> GenerationSummary:
     return GenerationSummary(
         model=version_from_wire(summary.model),
         num_prompt_tokens=summary.num_prompt_tokens,
@@ -201,7 +228,88 @@ def generation_from_wire(message: pb.GenerateResponse) -> TextPiece | Generation
         unknown_words=tuple(summary.unknown_words),
         mean_negative_log_probability=summary.mean_negative_log_probability,
         timings=timings_from_wire(summary.timings),
+        text_index=text_index,
     )
+
+
+def _alternatives_from_wire(messages: Iterable[pb.TokenAlternatives]) -> tuple[tuple[Alternative, ...], ...]:
+    return tuple(tuple(map(_alternative_from_wire, ranked.alternatives)) for ranked in messages)
+
+
+def _alternative_to_wire(each: Alternative) -> pb.TokenAlternative:
+    return pb.TokenAlternative(token=each.token, token_id=each.token_id, log_probability=each.log_probability)
+
+
+def _alternative_from_wire(each: pb.TokenAlternative) -> Alternative:
+    return Alternative(each.token, each.token_id, each.log_probability)
+
+
+def completions_from_wire(message: pb.CompleteResponse) -> tuple[Completion, ...]:
+    """Return the texts of a Complete answer."""
+    return tuple(
+        Completion(
+            each.text,
+            tuple(each.words),
+            _generation_summary_from_wire(each.summary, index),
+            tuple(each.log_probabilities),
+            _alternatives_from_wire(each.alternatives),
+        )
+        for index, each in enumerate(message.completions)
+    )
+
+
+def scoring_to_wire(answer: Scoring) -> pb.ScoreResponse:
+    """Return the message of a Score answer."""
+    return pb.ScoreResponse(
+        model=version_to_wire(answer.model),
+        results=[
+            pb.TextScore(
+                tokens=[_token_to_wire(token) for token in result.tokens],
+                summary=_score_summary_to_wire(result.summary),
+                unknown_words=result.unknown_words,
+            )
+            for result in answer.results
+        ],
+        summary=_score_summary_to_wire(answer.summary),
+        timings=timings_to_wire(answer.timings),
+    )
+
+
+def _token_to_wire(token: TokenScore) -> pb.TokenScore:
+    return pb.TokenScore(
+        token=token.token,
+        token_id=token.token_id,
+        log_probability=token.log_probability,
+        alternatives=map(_alternative_to_wire, token.alternatives),
+    )
+
+
+def _score_summary_to_wire(summary: ScoreSummary) -> pb.ScoreSummary:
+    return pb.ScoreSummary(
+        num_tokens=summary.num_tokens,
+        sum_log_probability=summary.sum_log_probability,
+        mean_log_probability=summary.mean_log_probability,
+        perplexity=summary.perplexity,
+        num_unknown=summary.num_unknown,
+    )
+
+
+def scoring_from_wire(message: pb.ScoreResponse) -> Scoring:
+    """Return the value of a Score answer; what follows from the tokens is computed anew from them."""
+    results = tuple(
+        TextScore(
+            tuple(_token_from_wire(token) for token in each.tokens),
+            tuple(each.unknown_words),
+            each.summary.num_unknown,
+        )
+        for each in message.results
+    )
+    return Scoring(version_from_wire(message.model), results, timings_from_wire(message.timings))
+
+
+def _token_from_wire(message: pb.TokenScore) -> TokenScore:
+    alternatives = map(_alternative_from_wire, message.alternatives)
+    return TokenScore(message.token, message.token_id, message.log_probability, tuple(alternatives))
 
 
 def info_to_wire(info: ModelInfo) -> pb.Model:
@@ -213,6 +321,9 @@ def info_to_wire(info: ModelInfo) -> pb.Model:
         aliases=info.aliases,
         versions=info.versions,
         loaded=info.loaded,
+        failed=info.failed,
+        out_of_service=info.out_of_service,
+        loaded_bytes=info.loaded_bytes,
     )
 
 
@@ -225,7 +336,37 @@ def info_from_wire(message: pb.Model) -> ModelInfo:
         dict(message.aliases),
         tuple(message.versions),
         tuple(message.loaded),
+        dict(message.failed),
+        message.out_of_service,
+        message.loaded_bytes,
     )
+
+
+def update_to_wire(update: ModelsSnapshot | ModelChange) -> pb.WatchModelsResponse:
+    """Return the message of one update of WatchModels."""
+    if isinstance(update, ModelsSnapshot):
+        return pb.WatchModelsResponse(snapshot=pb.ModelsSnapshot(models=map(info_to_wire, update.models)))
+    return pb.WatchModelsResponse(
+        change=pb.ModelChange(
+            kind=cast(Any, pb.ModelChange.Kind.Value(_KIND + update.kind.upper())),
+            name=update.name,
+            version=update.version,
+            alias=update.alias,
+            previous_version=update.previous_version,
+            reason=update.reason,
+        )
+    )
+
+
+def update_from_wire(message: pb.WatchModelsResponse) -> ModelsSnapshot | ModelChange | None:
+    """Return the value of one message of WatchModels; None for a change of a kind that a later version knows."""
+    if message.HasField("snapshot"):
+        return ModelsSnapshot(tuple(map(info_from_wire, message.snapshot.models)))
+    change = message.change
+    kind: Any = change.kind and _KINDS.get(change.kind)
+    if not kind:
+        return None
+    return ModelChange(kind, change.name, change.version, change.alias, change.previous_version, change.reason)
 
 
 def details_to_wire(details: ModelDetails) -> pb.GetModelResponse:
@@ -238,6 +379,9 @@ def details_to_wire(details: ModelDetails) -> pb.GetModelResponse:
         vocabulary_size=details.vocabulary_size,
         metrics=details.metrics,
         num_parameters=details.num_parameters,
+        runtime=None if details.runtime is None else pb.Runtime(**vars(details.runtime)),
+        memory_bytes=details.memory_bytes,
+        devices=details.devices,
     )
 
 
@@ -251,4 +395,13 @@ def details_from_wire(message: pb.GetModelResponse) -> ModelDetails:
         class_ids=tuple(message.class_ids),
         image_size=message.image_size,
         vocabulary_size=message.vocabulary_size,
+        runtime=_runtime_from_wire(message.runtime) if message.HasField("runtime") else None,
+        memory_bytes=message.memory_bytes,
+        devices=tuple(message.devices),
+    )
+
+
+def _runtime_from_wire(message: pb.Runtime) -> RuntimeDetails:
+    return RuntimeDetails(
+        message.name, message.dtype, message.reason, message.max_probability_drift, message.mean_probability_drift
     )

@@ -2,17 +2,73 @@
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGES = 1024
-# Images times top_k: the classes that an answer may hold.
+# Images times top_k, or tokens times alternatives: what an answer may hold.
 MAX_ANSWERS = 100_000
 MAX_PIXELS = 50_000_000
+# Of a message's images together: few bytes can be many pixels, and each million takes milliseconds.
+MAX_MESSAGE_PIXELS = 2_000_000_000
 MAX_WORDS = 100_000
 MAX_PROMPT_WORDS = 65_536
 MAX_PROMPT_BYTES = 1024 * 1024
+# Texts from one beginning in a call.
+MAX_TEXTS = 16
+# Of one Score: texts, and of all of them together UTF-8 bytes and tokens; alternatives a token.
+MAX_SCORE_TEXTS = 64
+MAX_SCORE_BYTES = 1024 * 1024
+MAX_SCORE_TOKENS = 65_536
+MAX_ALTERNATIVES = 20
+# In the server at once: images (of two models in a comparison) and texts, of all models and of one. Room for a few of
+# the largest messages; at 500 images/s some eight seconds of work. One model leaves room for the others.
+MAX_QUEUE_ITEMS = 4096
+MAX_MODEL_ITEMS = 3072
+# Of the images that those are, encoded and decoded.
+MAX_QUEUE_BYTES = 1024 * 1024 * 1024
+# Of one ClassifyStream in work: images, and the bytes of their messages.
+MAX_STREAM_IMAGES = 256
+MAX_STREAM_BYTES = 64 * 1024 * 1024
+# Generate, Complete, CompareDataset and ClassifyStream under way.
+MAX_STREAMS = 128
+# Of WatchModels: callers, and changes that one may be behind before it gets all models anew.
+MAX_WATCHERS = 64
+MAX_CHANGES = 256
 
 DEFAULT_TOP_K = 5
 DEFAULT_WORDS = 100
+
+# In a call's metadata: low, normal or high.
+PRIORITY_KEY = "tandem-priority"
+LIMIT_PREFIX = "tandem-limit-"
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
+
+
+def limits_metadata(num_devices: int = 1) -> tuple[tuple[str, str], ...]:
+    """Return every limit as metadata, LIMIT_PREFIX before its name: what ListModels and GetModel begin with.
+
+    What waits is bounded for each device; the bounds of all of them together are told.
+    """
+    limits = {
+        "message-bytes": MAX_MESSAGE_BYTES,
+        "images-per-message": MAX_IMAGES,
+        "answers-per-message": MAX_ANSWERS,
+        "pixels-per-image": MAX_PIXELS,
+        "words": MAX_WORDS,
+        "prompt-words": MAX_PROMPT_WORDS,
+        "prompt-bytes": MAX_PROMPT_BYTES,
+        "texts-per-generation": MAX_TEXTS,
+        "score-texts": MAX_SCORE_TEXTS,
+        "score-bytes": MAX_SCORE_BYTES,
+        "score-tokens": MAX_SCORE_TOKENS,
+        "alternatives-per-token": MAX_ALTERNATIVES,
+        "watchers": MAX_WATCHERS,
+        "stream-images": MAX_STREAM_IMAGES,
+        "stream-bytes": MAX_STREAM_BYTES,
+        "queue-items": MAX_QUEUE_ITEMS * num_devices,
+        "model-queue-items": MAX_MODEL_ITEMS * num_devices,
+        "queue-bytes": MAX_QUEUE_BYTES * num_devices,
+        "streams": MAX_STREAMS * num_devices,
+    }
+    return tuple((LIMIT_PREFIX + name, str(value)) for name, value in limits.items())

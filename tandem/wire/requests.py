@@ -1,10 +1,12 @@
 """What clients send, built and joined: images in messages under the limits, and the answers to them put together."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from tandem.comparison.results import Comparison, PairResult, Timings
+from tandem.data.raw_image import RawImage
 from tandem.errors import InvalidRequest, LimitExceeded
 from tandem.wire import convert
 from tandem.wire.limits import MAX_ANSWERS, MAX_MESSAGE_BYTES
@@ -20,14 +22,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Image:
-    """An encoded image; `label` is the id of its true class, where it is known (only compare reads it)."""
+    """An image, encoded or raw; `label` is the id of its true class, where it is known (only compare reads it)."""
 
-    data: bytes
+    data: bytes | RawImage
     name: str = ""
     label: str = ""
 
 
-Images = Iterable[Image | bytes | tuple[str, bytes]]
+Images = Iterable[Image | bytes | RawImage | tuple[str, bytes | RawImage]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class SamplingOptions:
     repetition_penalty: float = 1.0
     stop: Sequence[str] = ()
     random_start: bool = False
+    # Words with what is added to their logits.
+    logit_bias: Mapping[str, float] = field(default_factory=dict)
+    num_alternatives: int = 0
 
 
 Classifying = Generator[pb.ClassifyRequest, pb.ClassifyResponse, Classification]
@@ -84,9 +89,12 @@ def comparing(model_a: str, model_b: str, images: Images, top_k: int, received: 
     return join_comparisons(answers)
 
 
-def image_messages(images: Images, top_k: int = 0) -> Iterator[list[pb.Image]]:
-    """Yield the images in messages under the limits; one empty message if there are none, for the server to refuse."""
-    most = min(_CHUNK_IMAGES, max(MAX_ANSWERS // max(top_k, 1), 1))
+def image_messages(
+    images: Images, top_k: int = 0, max_images: int = _CHUNK_IMAGES, max_bytes: int = _CHUNK_BYTES
+) -> Iterator[list[pb.Image]]:
+    """Yield the images in messages under the limits, and of no more than `max_images` and (but for one alone)
+    `max_bytes`; one empty message if there are none, for the server to refuse."""
+    most = min(max_images, max(MAX_ANSWERS // max(top_k, 1), 1))
     chunk: list[pb.Image] = []
     chunk_bytes = 0
     num_chunks = 0
@@ -95,19 +103,26 @@ def image_messages(images: Images, top_k: int = 0) -> Iterator[list[pb.Image]]:
             raise LimitExceeded(
                 f"{image.name or 'an image'} has {len(image.data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}"
             )
-        if chunk and (len(chunk) == most or chunk_bytes + len(image.data) > _CHUNK_BYTES):
+        if chunk and (len(chunk) == most or chunk_bytes + len(image.data) > max_bytes):
             yield chunk
             chunk, chunk_bytes, num_chunks = [], 0, num_chunks + 1
-        chunk.append(pb.Image(data=image.data, name=image.name, label=image.label))
+        chunk.append(_checked(partial(_image_to_wire, image)))
         chunk_bytes += len(image.data)
     if chunk or not num_chunks:
         yield chunk
 
 
-def _to_image(image: Image | bytes | tuple[str, bytes]) -> Image:
+def _to_image(image: Image | bytes | RawImage | tuple[str, bytes | RawImage]) -> Image:
     if isinstance(image, Image):
         return image
-    return Image(image) if isinstance(image, bytes) else Image(image[1], image[0])
+    return Image(image) if isinstance(image, bytes | RawImage) else Image(image[1], image[0])
+
+
+def _image_to_wire(image: Image) -> pb.Image:
+    if isinstance(image.data, bytes):
+        return pb.Image(data=image.data, name=image.name, label=image.label)
+    raw = pb.RawImage(width=image.data.width, height=image.data.height, rgb=image.data.rgb)
+    return pb.Image(raw=raw, name=image.name, label=image.label)
 
 
 def classify_request(model: str, images: Sequence[pb.Image], top_k: int) -> pb.ClassifyRequest:
@@ -131,7 +146,9 @@ def dataset_request(
     )
 
 
-def generate_request(model: str, prompt: str | None, max_words: int, sampling: SamplingOptions) -> pb.GenerateRequest:
+def generate_request(
+    model: str, prompt: str | None, max_words: int, sampling: SamplingOptions, num_texts: int = 0
+) -> pb.GenerateRequest:
     """Return the request of Generate."""
 
     def build() -> pb.GenerateRequest:
@@ -147,10 +164,35 @@ def generate_request(model: str, prompt: str | None, max_words: int, sampling: S
             # Text is a sequence of characters too, which nobody means.
             stop=[sampling.stop] if isinstance(sampling.stop, str) else sampling.stop,
             random_start=sampling.random_start,
+            logit_bias=sampling.logit_bias,
+            num_alternatives=sampling.num_alternatives,
         )
-        return pb.GenerateRequest(model=model, prompt=prompt, sampling=parameters)
+        return pb.GenerateRequest(model=model, prompt=prompt, sampling=parameters, num_texts=num_texts)
 
     return _checked(build)
+
+
+def score_request(
+    model: str, texts: str | Sequence[str], num_alternatives: int, first_is_given: bool
+) -> pb.ScoreRequest:
+    """Return the request of Score."""
+    # Text is a sequence of characters too, which nobody means.
+    given = [texts] if isinstance(texts, str) else texts
+    return _checked(
+        lambda: pb.ScoreRequest(
+            model=model, texts=given, num_alternatives=num_alternatives, first_is_given=first_is_given
+        )
+    )
+
+
+def alias_request(name: str, alias: str, version: int) -> pb.SetAliasRequest:
+    """Return the request of SetAlias."""
+    return _checked(lambda: pb.SetAliasRequest(name=name, alias=alias, version=version))
+
+
+def unalias_request(name: str, alias: str) -> pb.DeleteAliasRequest:
+    """Return the request of DeleteAlias."""
+    return _checked(lambda: pb.DeleteAliasRequest(name=name, alias=alias))
 
 
 def _checked(build: Callable[[], T]) -> T:

@@ -15,7 +15,10 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[i
 
 from tandem import errors
 from tandem.errors import TandemError
+from tandem.wire.handshakes import tls_problem
 
+# Characters of a message; told twice where a field is wrong, and up to four bytes each.
+MAX_TEXT = 1000
 DOMAIN = "tandem"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -25,18 +28,23 @@ _CODES: tuple[tuple[type[TandemError], grpc.StatusCode], ...] = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.NotFound, grpc.StatusCode.NOT_FOUND),
     (errors.Conflict, grpc.StatusCode.ABORTED),
+    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.AccessDenied, grpc.StatusCode.PERMISSION_DENIED),
     (errors.CheckpointCorrupt, grpc.StatusCode.DATA_LOSS),
     (errors.LimitExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.VolumeReadOnly, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.BadSource, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.TrainingFailed, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.ModelTooLarge, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.ExportFailed, grpc.StatusCode.FAILED_PRECONDITION),
 )
 # For a status that carries no ErrorInfo of ours: gRPC's own limits, deadlines and lost connections.
 _ERRORS: dict[grpc.StatusCode, type[TandemError]] = {
     **{code: kind for kind, code in reversed(_CODES)},
     grpc.StatusCode.FAILED_PRECONDITION: errors.Conflict,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
     grpc.StatusCode.UNAVAILABLE: errors.ServerUnavailable,
 }
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -58,7 +66,7 @@ def status_code(error: TandemError) -> grpc.StatusCode:
 
 def to_status(error: TandemError, message: str | None = None) -> WireStatus:
     """Return the status of `error`; `message` replaces its own text."""
-    code, text = status_code(error), message if message is not None else str(error)
+    code, text = status_code(error), _short(message if message is not None else str(error))
     rich = status_pb2.Status(code=_number(code), message=text)
     trailing: list[tuple[str, str | bytes]] = []
     rich.details.add().Pack(error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN))
@@ -75,10 +83,28 @@ def to_status(error: TandemError, message: str | None = None) -> WireStatus:
     return WireStatus(code, text, tuple(trailing))
 
 
-def from_rpc_error(error: Any, address: str, received: str = "") -> TandemError:
+def _short(text: str) -> str:
+    """Return `text`, or its beginning: a status travels in headers, of which there may be 16 KiB."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+
+
+def to_rich(status: WireStatus) -> status_pb2.Status:
+    """Return `status` as a message, for a place within a stream."""
+    rich = _rich_status(status.trailing_metadata)
+    return status_pb2.Status(code=_number(status.code), message=status.message) if rich is None else rich
+
+
+def from_rich(rich: status_pb2.Status) -> TandemError:
+    """Return the TandemError that the message stands for."""
+    code = next((code for code in grpc.StatusCode if _number(code) == rich.code), grpc.StatusCode.UNKNOWN)
+    return _rebuild(rich, code, " ".join(rich.message.split()))
+
+
+def from_rpc_error(error: Any, address: str, received: str = "", is_encrypted: bool = False) -> TandemError:
     """Return the TandemError that an RpcError (blocking or asyncio) stands for; `address` is the server's.
 
-    `received` is what had been answered before, such as "12 words"; empty for nothing.
+    `received` is what had been answered before, such as "12 words"; empty for nothing. `is_encrypted` says whether the
+    client speaks TLS.
     """
     code = error.code()
     message = " ".join((error.details() or "").split())
@@ -86,6 +112,8 @@ def from_rpc_error(error: Any, address: str, received: str = "") -> TandemError:
     if received and rich is None and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return errors.ServerUnavailable(f"the connection to {address} was lost after {received}")
     if code == grpc.StatusCode.UNAVAILABLE and rich is None:
+        if problem := tls_problem(message, address, is_encrypted):
+            return errors.ServerUnavailable(problem)
         return errors.ServerUnavailable(
             f"no inference server answers at {address}: start the system with 'tandem up --detach', "
             "or set TANDEM_INFERENCE_ADDRESS"

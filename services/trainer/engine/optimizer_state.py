@@ -31,6 +31,15 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
             optimizer.state[parameter][key] = tensor.clone().to(device)
 
 
+def pending_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Return the size of the state that `optimizer` has yet to make, for parameters that it has not updated so far."""
+    total = 0
+    for group in optimizer.param_groups:
+        moments = 2 if "betas" in group else int(bool(group.get("momentum")))
+        total += sum(moments * each.nbytes for each in group["params"] if each not in optimizer.state)
+    return total
+
+
 def decayed_groups(network: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, object]]:
     """Return parameter groups that spare norms and biases (all of at most one dimension) the weight decay.
 

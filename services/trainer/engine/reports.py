@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tandem.errors import NonFiniteLoss
@@ -47,6 +48,11 @@ class Training(Protocol):
     step: int
     steps_per_epoch: int
     finished_epochs: int
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What updates `network`."""
+        ...
 
     @property
     def served_network(self) -> nn.Module:

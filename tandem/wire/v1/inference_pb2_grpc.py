@@ -40,6 +40,11 @@ class InferenceStub:
                 request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.ClassifyStream = channel.stream_stream(
+                '/tandem.v1.Inference/ClassifyStream',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyStreamRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyStreamResponse.FromString,
+                _registered_method=True)
         self.Compare = channel.unary_unary(
                 '/tandem.v1.Inference/Compare',
                 request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.CompareRequest.SerializeToString,
@@ -55,6 +60,16 @@ class InferenceStub:
                 request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Complete = channel.unary_unary(
+                '/tandem.v1.Inference/Complete',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.CompleteResponse.FromString,
+                _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/tandem.v1.Inference/Score',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -63,6 +78,16 @@ class InferenceServicer:
 
     def Classify(self, request, context):
         """The top_k classes of each image. An image that can't be decoded fails alone, in its own result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyStream(self, request_iterator, context):
+        """The same for bulk work: an answer for each request, in the order of the requests. No further request is read while 32
+        of them, 256 images or 64 MiB are in work (one is, whatever it has), so that flow control holds the caller up. Where
+        Classify would be refused by a full server, a request here waits. One that fails is answered with its own error,
+        and the stream goes on; a message that is no request ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,6 +114,20 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Complete(self, request, context):
+        """The same text in one message, once it is whole. The caller's deadline, or leaving, ends the work.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """How likely given texts are: the log-probability of each token, and perplexity.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +135,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Classify,
                     request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyRequest.FromString,
                     response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'ClassifyStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ClassifyStream,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyStreamRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyStreamResponse.SerializeToString,
             ),
             'Compare': grpc.unary_unary_rpc_method_handler(
                     servicer.Compare,
@@ -111,6 +155,16 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Complete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Complete,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.CompleteResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -141,6 +195,33 @@ class Inference:
             '/tandem.v1.Inference/Classify',
             tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyRequest.SerializeToString,
             tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tandem.v1.Inference/ClassifyStream',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyStreamRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.ClassifyStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -232,6 +313,60 @@ class Inference:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Complete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Inference/Complete',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Inference/Score',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class ModelsStub:
     """What the registry holds.
@@ -253,6 +388,31 @@ class ModelsStub:
                 request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/tandem.v1.Models/LoadModel',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/tandem.v1.Models/UnloadModel',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/tandem.v1.Models/SetAlias',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/tandem.v1.Models/DeleteAlias',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
+        self.WatchModels = channel.unary_stream(
+                '/tandem.v1.Models/WatchModels',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsResponse.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer:
@@ -273,6 +433,45 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Put a model into service on this server and load the version, so that its first caller doesn't wait. Another try at
+        one that failed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Take a model out of service on this server, and its versions out of memory, until LoadModel; calls under way go on.
+        Calls of it get UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Point an alias at a version, in the registry on the volume, for all servers. This one answers by it once the call has
+        ended, others within two seconds. FAILED_PRECONDITION where the server can't write the volume.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Take an alias away, likewise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchModels(self, request, context):
+        """All models, then each change as it happens, until the caller leaves; UNAVAILABLE when the server stops. A caller that
+        is 256 changes behind gets all models anew in their place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -285,6 +484,31 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GetModelRequest.FromString,
                     response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GetModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.LoadModelRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.UnloadModelRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.SetAliasRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.DeleteAliasResponse.SerializeToString,
+            ),
+            'WatchModels': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchModels,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -342,6 +566,141 @@ class Models:
             '/tandem.v1.Models/GetModel',
             tandem_dot_wire_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
             tandem_dot_wire_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Models/LoadModel',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.LoadModelRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Models/UnloadModel',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.UnloadModelRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Models/SetAlias',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.SetAliasRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Models/DeleteAlias',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.DeleteAliasRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.DeleteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tandem.v1.Models/WatchModels',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,103 @@
+"""What clients ask of the Models service besides its list: load, unload, aliases and the watch. See `tandem.client`."""
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from tandem.wire import convert
+from tandem.wire.requests import alias_request, unalias_request
+from tandem.wire.results import AliasMove, LoadedModel, ModelChange, ModelsSnapshot
+from tandem.wire.v1 import inference_pb2 as pb
+
+
+class ModelCalls:
+    """The part of the blocking client."""
+
+    timeout_s: float
+    _models: Any
+    _errors: Callable[..., AbstractContextManager[None]]
+
+    def load_model(self, reference: str) -> LoadedModel:
+        """Put a model into service on the server, and load the version; raise what `get_model` does."""
+        with self._errors():
+            message = self._models.LoadModel(pb.LoadModelRequest(model=reference), timeout=self.timeout_s)
+        return LoadedModel(convert.version_from_wire(message.model), message.load_ms)
+
+    def unload_model(self, name: str) -> tuple[int, ...]:
+        """Take model `name` out of service on the server; return the versions that were in memory."""
+        with self._errors():
+            message = self._models.UnloadModel(pb.UnloadModelRequest(name=name), timeout=self.timeout_s)
+        return tuple(message.versions)
+
+    def set_alias(self, name: str, alias: str, version: int) -> AliasMove:
+        """Point `alias` of model `name` at `version`, for all servers of the volume."""
+        request = alias_request(name, alias, version)
+        with self._errors():
+            message = self._models.SetAlias(request, timeout=self.timeout_s)
+        return AliasMove(convert.info_from_wire(message.model), message.previous_version)
+
+    def delete_alias(self, name: str, alias: str) -> AliasMove:
+        """Take `alias` of model `name` away."""
+        request = unalias_request(name, alias)
+        with self._errors():
+            message = self._models.DeleteAlias(request, timeout=self.timeout_s)
+        return AliasMove(convert.info_from_wire(message.model), message.previous_version)
+
+    def watch_models(self) -> Generator[ModelsSnapshot | ModelChange, None, None]:
+        """Yield all models, then each change; all again in place of changes that were read too late.
+
+        Ends with ServerUnavailable or Unavailable when the server goes; leaving the loop ends the watch.
+        """
+        with self._errors():
+            call = self._models.WatchModels(pb.WatchModelsRequest())
+            try:
+                for message in call:
+                    if (update := convert.update_from_wire(message)) is not None:
+                        yield update
+            finally:
+                call.cancel()
+
+
+class AsyncModelCalls:
+    """The part of the asyncio client."""
+
+    timeout_s: float
+    _models: Any
+    _errors: Callable[..., AbstractContextManager[None]]
+
+    async def load_model(self, reference: str) -> LoadedModel:
+        """See ModelCalls.load_model."""
+        with self._errors():
+            message = await self._models.LoadModel(pb.LoadModelRequest(model=reference), timeout=self.timeout_s)
+        return LoadedModel(convert.version_from_wire(message.model), message.load_ms)
+
+    async def unload_model(self, name: str) -> tuple[int, ...]:
+        """See ModelCalls.unload_model."""
+        with self._errors():
+            message = await self._models.UnloadModel(pb.UnloadModelRequest(name=name), timeout=self.timeout_s)
+        return tuple(message.versions)
+
+    async def set_alias(self, name: str, alias: str, version: int) -> AliasMove:
+        """See ModelCalls.set_alias."""
+        request = alias_request(name, alias, version)
+        with self._errors():
+            message = await self._models.SetAlias(request, timeout=self.timeout_s)
+        return AliasMove(convert.info_from_wire(message.model), message.previous_version)
+
+    async def delete_alias(self, name: str, alias: str) -> AliasMove:
+        """See ModelCalls.delete_alias."""
+        request = unalias_request(name, alias)
+        with self._errors():
+            message = await self._models.DeleteAlias(request, timeout=self.timeout_s)
+        return AliasMove(convert.info_from_wire(message.model), message.previous_version)
+
+    async def watch_models(self) -> AsyncGenerator[ModelsSnapshot | ModelChange, None]:
+        """See ModelCalls.watch_models."""
+        with self._errors():
+            call = self._models.WatchModels(pb.WatchModelsRequest())
+            try:
+                async for message in call:
+                    if (update := convert.update_from_wire(message)) is not None:
+                        yield update
+            finally:
+                call.cancel()

@@ -1,0 +1,70 @@
+"""Channels to the inference service, blocking and asyncio, with TLS and a token where they are wanted."""
+
+from functools import partial
+from typing import Any
+
+import grpc
+
+from tandem.access import ClientAccess, Credentials, read_credentials
+from tandem.wire.limits import CHANNEL_OPTIONS
+
+_OPTIONS = (
+    *CHANNEL_OPTIONS,
+    # A server that was just started must not be waited for in steps of 20 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A proxy meant for the web must not come between.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def open_channel(address: str, access: ClientAccess) -> Any:
+    """Return a blocking channel; raise InvalidRequest for what is wrong with the files of `access`."""
+    found = read_credentials(access, address)
+    if not found.is_encrypted:
+        return _with_token(grpc.insecure_channel(address, options=_OPTIONS), found.token)
+    return _with_token(grpc.secure_channel(address, _tls(found), options=_OPTIONS), found.token)
+
+
+def open_aio_channel(address: str, access: ClientAccess) -> Any:
+    """See open_channel; for asyncio."""
+    found = read_credentials(access, address)
+    if not found.is_encrypted:
+        return _with_token(grpc.aio.insecure_channel(address, options=_OPTIONS), found.token)
+    return _with_token(grpc.aio.secure_channel(address, _tls(found), options=_OPTIONS), found.token)
+
+
+def _tls(found: Credentials) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(found.root_certificates, found.private_key, found.certificate_chain)
+
+
+def _with_token(channel: Any, token: str | None) -> Any:
+    return channel if token is None else _AuthorizedChannel(channel, token)
+
+
+class _AuthorizedChannel:
+    """A channel whose calls all carry a token.
+
+    Not gRPC's call credentials, which refuse loopback in the clear, nor interceptors, which cost a task for each call.
+    """
+
+    def __init__(self, channel: Any, token: str) -> None:
+        self._channel = channel
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self.close = channel.close
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Any:
+        """Return the callable of a method."""
+        return partial(self._channel.unary_unary(*arguments, **options), metadata=self._metadata)
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> Any:
+        """Return the callable of a method."""
+        return partial(self._channel.unary_stream(*arguments, **options), metadata=self._metadata)
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> Any:
+        """Return the callable of a method."""
+        return partial(self._channel.stream_unary(*arguments, **options), metadata=self._metadata)
+
+    def stream_stream(self, *arguments: Any, **options: Any) -> Any:
+        """Return the callable of a method."""
+        return partial(self._channel.stream_stream(*arguments, **options), metadata=self._metadata)
