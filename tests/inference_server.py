@@ -41,13 +41,13 @@ class ServerProcess:
             self.process.wait(10)
 
 
-def start_server(directory: Path, volume: Volume, **changes: str) -> ServerProcess:
-    """Start a server on a free port; return once it listens."""
+def start_server(directory: Path, volume: Volume, listen: str = "127.0.0.1:0", **changes: str) -> ServerProcess:
+    """Start a server, by default on a free port; return once it listens."""
     directory.mkdir(parents=True, exist_ok=True)
     port_file, log = directory / "port", directory / "server.log"
     with open(log, "w") as output:
         process = subprocess.Popen(
-            [*COMMAND, "--listen", "127.0.0.1:0", "--home", str(volume.home), "--port-file", str(port_file)],
+            [*COMMAND, "--listen", listen, "--home", str(volume.home), "--port-file", str(port_file)],
             cwd=ROOT,
             env=environment(**changes),
             stdout=output,

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from services.inference.messages import Malformed, bounded
+from services.inference.observation import current_call
 from tandem.errors import TandemError
 from tandem.wire.status import WireStatus, to_status
 
 log = logging.getLogger("tandem.inference")
 
 Context = grpc.aio.ServicerContext[Any, Any]
-_SERVICES = "/tandem."
+_SERVICES = ("/tandem.", "/inference.")
 
 if TYPE_CHECKING:
     # Generic for the type checker alone.
@@ -45,19 +47,21 @@ class Boundary(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(_SERVICES):
             return handler
         coders = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": bounded(method, handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), **coders)
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method), **coders)
-        return handler
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(self._unary(handler.stream_unary, method), **coders)
+        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method), **coders)
 
     def _unary(self, behaviour: Any, method: str) -> Any:
         async def call(request: Any, context: Context) -> Any:
             try:
-                return await behaviour(request, context)
+                return await behaviour(_well_formed(request), context)
             except BaseException as error:
                 await self._refuse(context, method, error)
                 raise
@@ -66,28 +70,31 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def _stream(self, behaviour: Any, method: str) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            answers = behaviour(request, context)
+            answers = None
             try:
+                answers = behaviour(_well_formed(request), context)
                 async for answer in answers:
                     yield answer
             except BaseException as error:
                 await self._refuse(context, method, error)
                 raise
             finally:
-                await answers.aclose()
+                if answers is not None:
+                    await answers.aclose()
 
         return call
 
     async def _refuse(self, context: Context, method: str, error: BaseException) -> None:
         """End the call with the status of `error`; return only if it must be raised as it is."""
-        status = self._status(method, error)
+        status = self.status(method, error)
         if status is not None:
             await context.abort(status.code, status.message, status.trailing_metadata)
 
     def _public(self, error: TandemError) -> str:
         return self._folders.sub("", " ".join(str(error).split())).replace(self._home, "$TANDEM_HOME")
 
-    def _status(self, method: str, error: BaseException) -> WireStatus | None:
+    def status(self, method: str, error: BaseException) -> WireStatus | None:
+        """Return what the caller of `method` is told of `error`; None if it must be raised as it is."""
         if isinstance(error, TandemError):
             return to_status(error, self._public(error))
         if isinstance(error, asyncio.CancelledError):
@@ -100,7 +107,24 @@ class Boundary(grpc.aio.ServerInterceptor):
         if not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
             return None
         identifier = secrets.token_hex(4)
-        log.error("internal error %s in %s", identifier, method, exc_info=error)
+        if (call := current_call()) is not None:
+            call.error_id = identifier
+        fields = {"error_id": identifier}
+        log.error("internal error %s in %s", identifier, method, exc_info=error, extra={"fields": fields})
         return WireStatus(
             grpc.StatusCode.INTERNAL, f"internal error {identifier}; the server's log has it under this id", ()
         )
+
+
+def _well_formed(request: Any) -> Any:
+    """Return the request, or the stream of requests, which raises where one of them is none."""
+    if isinstance(request, Malformed):
+        raise request.error
+    return _each_well_formed(request) if hasattr(request, "__aiter__") else request
+
+
+async def _each_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, Malformed):
+            raise request.error
+        yield request

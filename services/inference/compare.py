@@ -10,15 +10,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from services.inference.classify import EncodedImage, best_classes, check_images, check_top_k, off_the_loop
-from services.inference.decoding import Batch, Source
+from services.inference.classify import (
+    GivenImage,
+    best_classes,
+    check_images,
+    check_top_k,
+    num_bytes,
+    off_the_loop,
+)
+from services.inference.decoding import Batch, PixelBudget, Source
 from services.inference.engine import Engine
 from services.inference.loading import ServedClassifier, as_classifier, version_of
-from services.inference.scheduler import MAX_BATCH
+from services.inference.scheduler import MAX_BATCH, DeviceScheduler, Place, Priority
 from tandem.comparison.paired import PairedTable, tabulate
 from tandem.comparison.results import Comparison, ComparisonSummary, PairResult, ScoredClass, Timings
 from tandem.data.manifest import ImageDataset, read_dataset, read_index, spread
-from tandem.errors import DatasetNotFound, InvalidRequest
+from tandem.errors import DatasetNotFound, InvalidReference, InvalidRequest
 from tandem.names import check_name
 from tandem.wire.results import ComparisonProgress
 
@@ -72,16 +79,32 @@ class Tally:
 
 
 async def compare(
-    engine: Engine, model_a: str, model_b: str, images: Sequence[EncodedImage], top_k: int, deadline: float | None
+    engine: Engine,
+    model_a: str,
+    model_b: str,
+    images: Sequence[GivenImage],
+    top_k: int,
+    deadline: float | None,
+    priority: Priority = Priority.NORMAL,
 ) -> Comparison:
     """Return what two classifiers say of each image, and where they agree."""
     top_k = check_top_k(top_k, len(images))
     check_images(images)
-    pair = await _both(engine, model_a, model_b)
-    with engine.scheduler.admit(2 * len(images)):
-        batch = await _decode(engine, pair, [lambda image=image: image.data for image in images])  # type: ignore[misc]
+    scheduler, pair = await _both(engine, model_a, model_b, priority)
+    preprocessings = pair.a.card.preprocessing, pair.b.card.preprocessing
+    admitted = scheduler.admit(
+        len(images),
+        pair.a.runtime,
+        pair.b.runtime,
+        num_bytes=num_bytes(images, *preprocessings),
+        deadline=deadline,
+        priority=priority,
+    )
+    with admitted as place:
+        sources = [lambda image=image: image.data for image in images]
+        batch = await _decode(engine, pair, sources, PixelBudget())
         named = [(image.name, image.label) for image in images]
-        results, timings = await _predict(engine, pair, batch, named, top_k, deadline)
+        results, timings = await _predict(place, pair, batch, named, top_k)
     tally = Tally(pair)
     for result in results:
         tally.add(result)
@@ -107,21 +130,23 @@ async def compare_dataset(
     top_k: int,
     limit: int,
     deadline: float | None,
+    priority: Priority = Priority.NORMAL,
 ) -> AsyncGenerator[DatasetStep, None]:
     """Compare on a split of a dataset; yield progress about each second, and the summary last."""
     top_k = check_top_k(top_k, PROGRESS_IMAGES)
     files = await asyncio.to_thread(_split_files, engine, dataset, split or DEFAULT_SPLIT, limit)
-    pair = await _both(engine, model_a, model_b)
+    scheduler, pair = await _both(engine, model_a, model_b, priority)
     tally, timings, found = Tally(pair), Timings(), list[PairResult]()
     said_at, said = time.monotonic(), 0
     # Admitted once: a comparison that has begun is not refused half way.
-    with engine.scheduler.admit(2 * MAX_BATCH):
+    runtimes = pair.a.runtime, pair.b.runtime
+    with scheduler.admit(MAX_BATCH, *runtimes, deadline=deadline, priority=priority, stream=True) as place:
         yield DatasetStep(ComparisonProgress(0, len(files)))
         for first in range(0, len(files), MAX_BATCH):
             chunk = files[first : first + MAX_BATCH]
             batch = await _decode(engine, pair, [path.read_bytes for path, _, _ in chunk])
             named = [(name, label) for _, name, label in chunk]
-            results, took = await _predict(engine, pair, batch, named, top_k, deadline)
+            results, took = await _predict(place, pair, batch, named, top_k)
             timings += took
             for result in results:
                 tally.add(result)
@@ -133,10 +158,21 @@ async def compare_dataset(
     yield DatasetStep(ComparisonProgress(len(files), len(files)), tuple(found), tally.summary(), timings)
 
 
-async def _both(engine: Engine, model_a: str, model_b: str) -> Pair:
-    a = as_classifier(await engine.models.get(model_a), "model_a")
-    b = as_classifier(await engine.models.get(model_b), "model_b")
-    return Pair(a, b)
+async def _both(engine: Engine, model_a: str, model_b: str, priority: Priority) -> tuple[DeviceScheduler, Pair]:
+    """Return both models on one device, and its scheduler."""
+    a = await _classifier(engine, model_a, "model_a")
+    b = await _classifier(engine, model_b, "model_b")
+    pairs = [Pair(one.in_float32(), other.in_float32()) for one, other in zip(a.everywhere, b.everywhere, strict=True)]
+    number = engine.devices.pick([(pair.a.runtime, pair.b.runtime) for pair in pairs], priority)
+    return engine.devices[number], pairs[number]
+
+
+async def _classifier(engine: Engine, reference: str, field: str) -> ServedClassifier:
+    try:
+        served = await engine.models.get(reference)
+    except InvalidReference as error:
+        raise InvalidReference(str(error), field=field) from None
+    return as_classifier(served, field)
 
 
 def _split_files(engine: Engine, dataset: str, split: str, limit: int) -> list[tuple[Path, str, str]]:
@@ -155,17 +191,12 @@ def _split_files(engine: Engine, dataset: str, split: str, limit: int) -> list[t
     return [(directory / file, file, manifest.classes[label].id) for file, label in rows]
 
 
-async def _decode(engine: Engine, pair: Pair, sources: Sequence[Source]) -> Batch:
-    return await engine.decoder.decode(sources, [pair.a.card.preprocessing, pair.b.card.preprocessing])
+async def _decode(engine: Engine, pair: Pair, sources: Sequence[Source], budget: PixelBudget | None = None) -> Batch:
+    return await engine.decoder.decode(sources, [pair.a.card.preprocessing, pair.b.card.preprocessing], budget)
 
 
 async def _predict(
-    engine: Engine,
-    pair: Pair,
-    batch: Batch,
-    named: Sequence[tuple[str, str]],
-    top_k: int,
-    deadline: float | None,
+    place: Place, pair: Pair, batch: Batch, named: Sequence[tuple[str, str]], top_k: int
 ) -> tuple[list[PairResult], Timings]:
     """Return a result for each `(name, label)`, errors included."""
     results = [PairResult(name, label, error=error) for (name, label), error in zip(named, batch.errors, strict=True)]
@@ -174,7 +205,8 @@ async def _predict(
         return results, timings
     answers = []
     for model, pixels in ((pair.a, batch.pixels[0]), (pair.b, batch.pixels[1])):
-        done = await engine.scheduler.predict(model.runtime, pixels, deadline)
+        # In batches of its own, so that both models see the same ones, whatever else is asked of them.
+        done = await place.predict(model.runtime, pixels)
         timings += Timings(queue_ms=done.queue_ms, compute_ms=done.compute_ms)
         best = partial(best_classes, done.value, model.card.classes, top_k)
         answers.append(await off_the_loop(len(named) * top_k, best))

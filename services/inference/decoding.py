@@ -3,25 +3,29 @@
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tandem.checkpoints.card import Preprocessing
-from tandem.data.images import decode_image, resize_and_crop
-from tandem.errors import InvalidImage
+from tandem.data.images import resize_and_crop, to_pixels
+from tandem.data.raw_image import RawImage
+from tandem.errors import InvalidImage, LimitExceeded
+from tandem.wire.limits import MAX_MESSAGE_PIXELS
 
 # A hop to a thread costs about as much as decoding a small JPEG (70 µs), so images travel in groups.
 _GROUP = 8
 
 log = logging.getLogger("tandem.inference.decoding")
 
-Source = Callable[[], bytes]
+Source = Callable[[], bytes | RawImage]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,26 @@ class Batch:
     decode_ms: float
 
 
+class PixelBudget:
+    """How many pixels the images of one call may have in all; shared by the threads that decode them."""
+
+    def __init__(self, num_pixels: int = MAX_MESSAGE_PIXELS) -> None:
+        self._num_pixels = self._left = num_pixels
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raise LimitExceeded if nothing is left."""
+        if self._left < 0:
+            raise LimitExceeded(
+                f"the images of the message have more than {self._num_pixels:,} pixels in all: send fewer at a time"
+            )
+
+    def take(self, num_pixels: int) -> None:
+        """Take what an image had; what is too much ends the images that follow."""
+        with self._lock:
+            self._left -= num_pixels
+
+
 class Decoder:
     """A pool of threads that decode; torchvision and PIL let go of the interpreter's lock while they do."""
 
@@ -53,40 +77,75 @@ class Decoder:
         # One thread of torch's own in each, or resizing would wake a team in every one of them.
         self._pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
 
-    async def decode(self, sources: Sequence[Source], preprocessings: Sequence[Preprocessing]) -> Batch:
-        """Decode each image once, and transform it for each preprocessing from the same pixels."""
+    async def decode(
+        self, sources: Sequence[Source], preprocessings: Sequence[Preprocessing], budget: PixelBudget | None = None
+    ) -> Batch:
+        """Decode each image once, and transform it for each preprocessing from the same pixels.
+
+        Raises LimitExceeded if the images have more pixels together than `budget`.
+        """
         started_at = time.monotonic()
         loop = asyncio.get_running_loop()
         groups = [sources[first : first + _GROUP] for first in range(0, len(sources), _GROUP)]
-        work = partial(_prepare_group, preprocessings=tuple(preprocessings))
-        done = await asyncio.gather(*(loop.run_in_executor(self._pool, work, group) for group in groups))
-        prepared = [each for group in done for each in group]
-        indices = tuple(index for index, each in enumerate(prepared) if not each.error)
-        pixels = tuple(
-            torch.stack([prepared[index].pixels[number] for index in indices]) if indices else torch.empty(0)
-            for number in range(len(preprocessings))
-        )
-        errors = tuple(each.error for each in prepared)
-        return Batch(pixels, indices, errors, (time.monotonic() - started_at) * 1000)
+        wanted = tuple(preprocessings)
+
+        def in_pool(work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+            return loop.run_in_executor(self._pool, work, *arguments)
+
+        # Tensors are made in the threads: on the loop each operation would let go of the interpreter's lock and wait
+        # for it behind them, which took a single image 0.1 ms, and a copy of a thousand images holds all calls up.
+        if len(groups) == 1:
+            return await in_pool(_decode_together, groups[0], wanted, budget, started_at)
+        done = await asyncio.gather(*(in_pool(_prepare_group, group, wanted, budget) for group in groups))
+        if budget is not None:
+            budget.check()
+        return await in_pool(_together, [each for group in done for each in group], len(wanted), started_at)
 
     def close(self) -> None:
         """End the threads; what waits is dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _prepare_group(sources: Sequence[Source], preprocessings: tuple[Preprocessing, ...]) -> list[Prepared]:
-    return [_prepare(source, preprocessings) for source in sources]
+def _decode_together(
+    sources: Sequence[Source], preprocessings: tuple[Preprocessing, ...], budget: PixelBudget | None, started_at: float
+) -> Batch:
+    prepared = _prepare_group(sources, preprocessings, budget)
+    if budget is not None:
+        budget.check()
+    return _together(prepared, len(preprocessings), started_at)
 
 
-def _prepare(source: Source, preprocessings: tuple[Preprocessing, ...]) -> Prepared:
+def _together(prepared: Sequence[Prepared], num_preprocessings: int, started_at: float) -> Batch:
+    indices = tuple(index for index, each in enumerate(prepared) if not each.error)
+    pixels = tuple(
+        torch.stack([prepared[index].pixels[number] for index in indices]) if indices else torch.empty(0)
+        for number in range(num_preprocessings)
+    )
+    errors = tuple(each.error for each in prepared)
+    return Batch(pixels, indices, errors, (time.monotonic() - started_at) * 1000)
+
+
+def _prepare_group(
+    sources: Sequence[Source], preprocessings: tuple[Preprocessing, ...], budget: PixelBudget | None
+) -> list[Prepared]:
+    return [_prepare(source, preprocessings, budget) for source in sources]
+
+
+def _prepare(source: Source, preprocessings: tuple[Preprocessing, ...], budget: PixelBudget | None) -> Prepared:
     try:
-        pixels = decode_image(source())
+        if budget is not None:
+            budget.check()
+        pixels = to_pixels(source())
+        if budget is not None:
+            budget.take(pixels.shape[-2] * pixels.shape[-1])
         # Two models with the same transform share one result.
         made: dict[Preprocessing, Tensor] = {}
         for preprocessing in preprocessings:
             if preprocessing not in made:
                 made[preprocessing] = resize_and_crop(pixels, preprocessing)
         return Prepared(tuple(made[preprocessing] for preprocessing in preprocessings))
+    except LimitExceeded:
+        raise
     except InvalidImage as error:
         return Prepared((), str(error))
     except OSError as error:

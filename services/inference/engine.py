@@ -1,8 +1,10 @@
 """What the calls work with, handed in by the one wiring place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from services.inference.counts import LoadCounts
 from services.inference.decoding import Decoder
+from services.inference.devices import Devices
 from services.inference.registry import ServingRegistry
 from services.inference.scheduler import DeviceScheduler
 from tandem.volume import Volume
@@ -10,9 +12,15 @@ from tandem.volume import Volume
 
 @dataclass(frozen=True)
 class Engine:
-    """The models, the device, the threads that decode, and the volume."""
+    """The models, the devices, the threads that decode, the volume, and what was loaded so far."""
 
     models: ServingRegistry
-    scheduler: DeviceScheduler
+    devices: Devices
     decoder: Decoder
     volume: Volume
+    loads: LoadCounts = field(default_factory=LoadCounts)
+
+    @property
+    def scheduler(self) -> DeviceScheduler:
+        """Of the first device, or the only one."""
+        return self.devices[0]

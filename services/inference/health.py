@@ -1,4 +1,4 @@
-"""grpc.health.v1: the whole ("" and the service), and each model as `models/<name>`."""
+"""grpc.health.v1: the whole ("" and the services), and each model as `models/<name>`."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from grpc_health.v1.health import aio as health
 
 SERVICE = "tandem.v1.Inference"
 
-_WHOLE = ("", SERVICE)
+WHOLE = ("", SERVICE, "inference.GRPCInferenceService")
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -19,16 +19,24 @@ class HealthBoard:
     def __init__(self) -> None:
         self.servicer = health.HealthServicer()
         self._models: set[str] = set()
+        self.is_ready = False
 
     async def starting(self) -> None:
         """Say that the server does not answer yet."""
-        for service in _WHOLE:
+        for service in WHOLE:
             await self.servicer.set(service, _NOT_SERVING)
 
     async def ready(self) -> None:
         """Say that the server answers."""
-        for service in _WHOLE:
+        self.is_ready = True
+        for service in WHOLE:
             await self.servicer.set(service, _SERVING)
+
+    async def failed(self) -> None:
+        """Say that the server can't answer any more, though it lives."""
+        self.is_ready = False
+        for service in WHOLE:
+            await self.servicer.set(service, _NOT_SERVING)
 
     async def models(self, serving: Mapping[str, bool]) -> None:
         """Say which models answer; those not named are unknown from now on."""
@@ -40,4 +48,5 @@ class HealthBoard:
 
     async def stopping(self) -> None:
         """Say, for good, that nothing answers any more."""
+        self.is_ready = False
         await self.servicer.enter_graceful_shutdown()

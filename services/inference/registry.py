@@ -1,88 +1,144 @@
-"""The models in memory: loaded on demand and ahead, each version once, swapped whole, the least recently used dropped.
+"""Which reference leads to which version in memory: loaded on demand and ahead, swapped whole, dropped when superseded.
 
 The registry on the volume is the truth. `get` answers from a table of pointers, reference → loaded version; a pointer
 moves only when the new version is loaded and warm, so that what was served before goes on being served until then, and
-for good if the new one is broken. Dropping a version forgets it here; the calls that use it keep it alive to their end.
+for good if the new one is broken. While the volume is gone nothing moves.
 """
 
 import asyncio
 import logging
-import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 
+from services.inference.changes import Changes
 from services.inference.loading import Served
+from services.inference.memory import MemoryBudget
+from services.inference.residents import CALLER, FAILURE_MEMORY_S, Residents, Wiring, key_of
 from tandem.checkpoints.references import LATEST, ModelReference, parse_reference
 from tandem.checkpoints.registry import Located, Registry
-from tandem.errors import CheckpointCorrupt, NotFound, TandemError, TrainingFailed
+from tandem.errors import (
+    CheckpointCorrupt,
+    MemoryFull,
+    ModelTooLarge,
+    ModelUnloaded,
+    NotFound,
+    TandemError,
+    TrainingFailed,
+    VolumeUnavailable,
+)
 
-MAX_LOADED = 8
-# How long a failed load is remembered: a broken checkpoint must not be read anew for each call.
-FAILURE_MEMORY_S = 10.0
+__all__ = ["FAILURE_MEMORY_S", "ServingRegistry", "Wiring"]
+
+# Why a version is not served although it is there; an older one takes its place.
+_REFUSED = (CheckpointCorrupt, TrainingFailed, ModelTooLarge)
 
 log = logging.getLogger("tandem.inference.registry")
 
-Key = tuple[Path, str | None]
-Loader = Callable[[Located], Awaitable[Served]]
-
 
 class ServingRegistry:
-    """What is loaded, and which reference leads to it. Lives on one event loop; `load` does the slow part elsewhere."""
+    """What is served, and which reference leads to it. Lives on one event loop; the slow part is done elsewhere."""
 
-    def __init__(self, registry: Registry, load: Loader, max_loaded: int = MAX_LOADED) -> None:
+    def __init__(self, registry: Registry, wiring: Wiring, budget: MemoryBudget) -> None:
         self.registry = registry
-        self._load = load
-        self._max_loaded = max_loaded
-        self._loaded: OrderedDict[Key, Served] = OrderedDict()
-        self._loading: dict[Key, asyncio.Task[Served]] = {}
-        self._failed: dict[Key, tuple[float, TandemError]] = {}
+        self.budget = budget
+        self.changes = Changes(registry, loaded_bytes=self.loaded_bytes)
+        self._residents = Residents(
+            wiring, budget, self._is_wanted, self._forget, registry.volume.models.is_dir, self.changes.tell
+        )
         self._pointers: dict[ModelReference, Served] = {}
         # What was last said of a model that can't be followed, so that it is said once.
         self._damaged: dict[ModelReference, str] = {}
+        # Set when it should look at the volume, or tell who can answer, at once.
+        self.wake = asyncio.Event()
+        # Models that an operator has unloaded.
+        self._unloaded: set[str] = set()
 
     async def get(self, reference: str) -> Served:
         """Return the version that `reference` names, loaded and warm.
 
-        Raises InvalidReference, ModelNotFound, RunNotFound, or CheckpointCorrupt where it can't be loaded and there is
-        no older one to take its place.
+        Raises InvalidReference, ModelNotFound, RunNotFound, ModelUnloaded, VolumeUnavailable where it is not in memory
+        and can't be read, what `Residents.obtain` does where it can't be loaded and no older one takes its place.
         """
         parsed = parse_reference(reference)
         if not isinstance(parsed, ModelReference):
             # A run's best moves with each epoch, so it is looked up each time.
-            return await self._loaded_version(await asyncio.to_thread(self.registry.resolve, reference))
+            return self._residents.touch(await self._residents.obtain(await self._locate(reference)))
+        if parsed.name in self._unloaded:
+            raise ModelUnloaded(f"model {parsed.name} was unloaded on this server; load it to use it again")
         served = self._pointers.get(parsed)
-        return await self._follow(parsed) if served is None else self._touch(served)
+        return self._residents.touch(await self._follow(parsed, CALLER) if served is None else served)
+
+    async def load(self, reference: str) -> Served:
+        """Put the model that `reference` names back into service, and load the version now. Raises what `get` does."""
+        parsed = parse_reference(reference)
+        # It is asked for by hand: something may have been mended since it failed.
+        self._residents.forget_failure(await self._locate(reference))
+        if isinstance(parsed, ModelReference):
+            self._unloaded.discard(parsed.name)
+        try:
+            return await self.get(reference)
+        finally:
+            self.wake.set()
+
+    async def unload(self, name: str) -> None:
+        """Take model `name` out of service and memory until `load`; calls that use it keep it alive to their end.
+
+        Raises ModelNotFound if there is none.
+        """
+        await asyncio.to_thread(self.registry.versions, name)
+        self._unloaded.add(name)
+        for served in self.loaded():
+            if _is_of(served, name):
+                self._residents.drop(served, "it was unloaded")
+        self.changes.unloaded(name)
+        self.wake.set()
+
+    async def follow(self, name: str) -> None:
+        """Look at the volume now, and move the pointers of model `name` to what it says."""
+        await self.changes.look()
+        for reference in list(self._pointers):
+            if reference.name == name and reference.version is None:
+                await self._advance(reference)
+
+    def is_unloaded(self, name: str) -> bool:
+        """Say whether an operator has taken model `name` out of service."""
+        return name in self._unloaded
 
     def loaded_versions(self, name: str) -> tuple[int, ...]:
         """Return the versions of model `name` that are in memory, in order."""
-        versions = (served.located.version for served in self._loaded.values())
+        versions = (served.located.version for served in self.loaded())
         return tuple(sorted(version.version for version in versions if version and version.name == name))
+
+    def loaded_bytes(self, name: str) -> int:
+        """Return the bytes that the versions of model `name` in memory take."""
+        return sum(served.footprint.num_bytes for served in self.loaded() if _is_of(served, name))
+
+    def loaded(self) -> tuple[Served, ...]:
+        """Return what is in memory, the least recently used first."""
+        return self._residents.all()
 
     @property
     def has_failures(self) -> bool:
         """True if something could not be read or loaded; it may be mended, so the watch tries again."""
-        return bool(self._failed or self._damaged)
+        return bool(self._residents.has_failures or self._damaged)
 
     async def refresh(self) -> dict[str, bool]:
-        """Follow the volume: load new versions ahead, move pointers; return model name → whether it can answer."""
+        """Follow the volume: load new versions ahead, move pointers; return model name → whether it can answer.
+
+        Raises VolumeUnavailable if the volume goes meanwhile; then nothing has moved.
+        """
         names = await asyncio.to_thread(self._newest_first)
+        if not names and self._pointers and not await asyncio.to_thread(self.registry.volume.models.is_dir):
+            raise VolumeUnavailable("the shared volume is not there")
+        await self.changes.look()
         self._damaged = {reference: said for reference, said in self._damaged.items() if reference.name in names}
         for reference in list(self._pointers):
             if reference.version is None or reference.name not in names:
                 await self._advance(reference)
-        serving = {}
-        for number, name in enumerate(names):
-            ahead = number < self._max_loaded
-            serving[name] = not ahead or await self._advance(ModelReference(name))
-        return serving
+        return {name: name not in self._unloaded and await self._advance(ModelReference(name)) for name in names}
 
     async def close(self) -> None:
         """Give up the loads that go on."""
-        for task in list(self._loading.values()):
-            task.cancel()
-        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        await self._residents.close()
 
     def _newest_first(self) -> list[str]:
         """Return the models by the age of their newest version, so that the newest are loaded ahead."""
@@ -96,9 +152,9 @@ class ServingRegistry:
         return sorted(self.registry.names(), key=published, reverse=True)
 
     async def _advance(self, reference: ModelReference) -> bool:
-        """Move the pointer of `reference` to what the volume says now; return whether it leads anywhere."""
+        """Move the pointer of `reference` to what the volume says now; return whether a call would be answered."""
         try:
-            await self._follow(reference)
+            await self._follow_or_wait(reference)
         except NotFound:
             self._pointers.pop(reference, None)
             self._damaged.pop(reference, None)
@@ -109,32 +165,69 @@ class ServingRegistry:
         self._damaged.pop(reference, None)
         return True
 
+    async def _follow_or_wait(self, reference: ModelReference) -> None:
+        """Follow `reference` as far as there is room; what does not fit in is loaded by its first caller."""
+        current = self._pointers.get(reference)
+        try:
+            await self._follow(reference, self._residents.rank(current))
+        except MemoryFull as error:
+            if current is None:
+                return
+            if self._residents.is_busy(current) or self._residents.has_failed(await self._locate(_text(reference))):
+                # It goes on answering: whoever waited for the new one would wait for its calls too, or in vain.
+                raise
+            self._residents.drop(current, f"a newer one does not fit beside it ({error})")
+        else:
+            return
+        # Nobody is to hold on to it meanwhile.
+        del current
+        await self._follow_or_wait(reference)
+
     def _say_once(self, reference: ModelReference, error: Exception) -> None:
         said = " ".join(str(error).split()) or type(error).__name__
-        # A version that can't be loaded was logged when it failed.
-        known = any(error is failure for _, failure in self._failed.values())
-        if not known and self._damaged.get(reference) != said:
+        # A version that can't be loaded was logged when it failed; how much is in use changes.
+        key = type(error).__name__ if isinstance(error, MemoryFull) else said
+        if not self._residents.has_said(error) and self._damaged.get(reference) != key:
             trace = None if isinstance(error, TandemError) else error
             log.error("%s can't be followed: %s", _text(reference), said, exc_info=trace)
-            self._damaged[reference] = said
+            self._damaged[reference] = key
 
-    async def _follow(self, reference: ModelReference) -> Served:
-        located = await asyncio.to_thread(self.registry.resolve, _text(reference))
+    async def _locate(self, reference: str) -> Located:
+        """Find `reference` on the volume; raise VolumeUnavailable, not NotFound, where the volume itself is gone."""
+        try:
+            return await asyncio.to_thread(self.registry.resolve, reference)
+        except (NotFound, CheckpointCorrupt) as error:
+            volume = self.registry.volume
+            lost = self._pointers and not await asyncio.to_thread(volume.models.is_dir)
+            if lost or not await asyncio.to_thread(volume.home.is_dir):
+                raise VolumeUnavailable(f"{reference} can't be found: the shared volume is not there") from error
+            raise
+
+    async def _follow(self, reference: ModelReference, rank: int) -> Served:
+        located = await self._locate(_text(reference))
         while True:
             try:
-                served = await self._loaded_version(located)
-            except (CheckpointCorrupt, TrainingFailed) as error:
-                served = await self._stand_in(reference, error)
+                served = await self._residents.obtain(located, rank)
+            except _REFUSED as error:
+                served = await self._stand_in(reference, rank, error)
             # What was published during a long load is not to be put back by its end.
-            before, located = located, await asyncio.to_thread(self.registry.resolve, _text(reference))
-            if _key(located) == _key(before):
+            before, located = located, await self._locate(_text(reference))
+            if key_of(located) == key_of(before):
                 break
-        if _key(served.located) in self._loaded:
-            self._pointers[reference] = served
+            self._drop_superseded(served)
+        if served in self._residents:
+            before_it, self._pointers[reference] = self._pointers.get(reference), served
+            if before_it is not None:
+                self._drop_superseded(before_it)
         return served
 
-    async def _stand_in(self, reference: ModelReference, error: TandemError) -> Served:
-        """Return what goes on being served in place of a broken version, or raise `error`."""
+    def _drop_superseded(self, served: Served) -> None:
+        """Drop a version that no reference leads to any more."""
+        if all(served is not each for each in self._pointers.values()):
+            self._residents.drop(served, "a newer one has its place")
+
+    async def _stand_in(self, reference: ModelReference, rank: int, error: TandemError) -> Served:
+        """Return what goes on being served in place of a version that is refused, or raise `error`."""
         if reference.version is not None:
             raise error
         if (current := self._pointers.get(reference)) is not None:
@@ -144,56 +237,20 @@ class ServingRegistry:
         for version in reversed(await asyncio.to_thread(self.registry.versions, reference.name)):
             try:
                 older = replace(reference, version=version.version)
-                return await self._loaded_version(await asyncio.to_thread(self.registry.resolve, _text(older)))
-            except (CheckpointCorrupt, TrainingFailed):
+                return await self._residents.obtain(await self._locate(_text(older)), rank)
+            except _REFUSED:
                 continue
         raise error
 
-    async def _loaded_version(self, located: Located) -> Served:
-        key = _key(located)
-        if (served := self._loaded.get(key)) is not None:
-            return self._touch(served)
-        if (failure := self._failed.get(key)) is not None and time.monotonic() - failure[0] < FAILURE_MEMORY_S:
-            raise failure[1]
-        if key not in self._loading:
-            self._loading[key] = asyncio.create_task(self._load_once(key, located))
-        # Shielded: a caller who leaves must not end the load that others wait for.
-        return await asyncio.shield(self._loading[key])
+    def _is_wanted(self, served: Served) -> bool:
+        return not any(_is_of(served, name) for name in self._unloaded)
 
-    async def _load_once(self, key: Key, located: Located) -> Served:
-        started_at = time.monotonic()
-        try:
-            served = await self._load(located)
-        except (CheckpointCorrupt, TrainingFailed) as error:
-            if key not in self._failed:
-                log.error("%s can't be loaded and is refused: %s", located.label, error)
-            refusal = CheckpointCorrupt(f"{located.label} can't be served: {error}")
-            self._failed[key] = (time.monotonic(), refusal)
-            raise refusal from error
-        finally:
-            del self._loading[key]
-        self._failed.pop(key, None)
-        self._loaded[key] = served
-        self._drop_least_recent()
-        log.info("%s loaded (%s) in %.2f s", located.label, served.card.architecture, time.monotonic() - started_at)
-        return served
-
-    def _touch(self, served: Served) -> Served:
-        if (key := _key(served.located)) in self._loaded:
-            self._loaded.move_to_end(key)
-        return served
-
-    def _drop_least_recent(self) -> None:
-        while len(self._loaded) > self._max_loaded:
-            _, dropped = self._loaded.popitem(last=False)
-            self._pointers = {
-                reference: served for reference, served in self._pointers.items() if served is not dropped
-            }
-            log.info("%s dropped from memory: %d versions are the limit", dropped.located.label, self._max_loaded)
+    def _forget(self, dropped: Served) -> None:
+        self._pointers = {reference: served for reference, served in self._pointers.items() if served is not dropped}
 
 
-def _key(located: Located) -> Key:
-    return located.checkpoint, located.digest
+def _is_of(served: Served, name: str) -> bool:
+    return served.located.version is not None and served.located.version.name == name
 
 
 def _text(reference: ModelReference) -> str:

@@ -1,30 +1,35 @@
 """One queue and one thread for each device: all work on a device passes through here, in turn.
 
-Work is admitted by items (images), so that the queue is bounded whatever the size of the requests; it is cut into
-pieces by the callers, so that a large request or a long text never holds the device for long. A piece whose caller has
-gone or whose deadline has passed is dropped when its turn comes. Batching across requests fits in behind `predict`,
-which is given a runtime and pixels rather than a closure.
+`admit` bounds what is in the server and refuses what can't be answered in time; `predict` puts images in the queue of
+their model, where calls share batches and large ones are cut; `run` takes any other work, which its callers cut. What
+waits, and what runs next, is plain state in `batching`; here are the thread, the event loops and the clock. A call
+costs one wake-up of the device's thread, and the calls of a batch one wake-up of their event loop together.
 """
 
 import asyncio
-import queue
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from services.inference.admission import Limits, Load, Room
+from services.inference.batching import MAX_BATCH, MAX_DELAY_S, Batch, BatchQueue, Job, Lane, Priority, Turn
+from services.inference.calls import Call, Done, Order, Ranked, answer, compute, fail
+from services.inference.statistics import ModelStatistics, Passage
+from services.inference.text_statistics import TextPassage
 from tandem.errors import DeadlineExceeded, QueueFull, Unavailable
+from tandem.wire.limits import MAX_QUEUE_ITEMS
 
-# Large enough for the best throughput that eager torch has on a CPU, small enough to let others in.
-MAX_BATCH = 32
-# Room for a few of the largest messages (1024 images); at 500 images/s some eight seconds of work.
-MAX_ITEMS = 4096
-RETRY_AFTER_S = 1.0
+__all__ = ["MAX_BATCH", "DeviceScheduler", "Done", "Place", "Predicts", "Priority"]
+
+log = logging.getLogger("tandem.inference.scheduler")
 
 T = TypeVar("T")
 
@@ -37,124 +42,337 @@ class Predicts(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Done(Generic[T]):
-    """The result of a piece of work, and the milliseconds that it waited and ran."""
+@dataclass(eq=False)
+class Place:
+    """Room in the queue that a call holds; its work has the call's deadline and priority."""
 
-    value: T
-    queue_ms: float
-    compute_ms: float
-
-
-@dataclass(frozen=True)
-class _Piece:
-    work: Callable[[], Any]
-    future: "asyncio.Future[Done[Any]]"
-    loop: asyncio.AbstractEventLoop
+    _scheduler: "DeviceScheduler"
+    load: Load
     deadline: float | None
-    queued_at: float
+    priority: Priority
+    announced: bool
+    passage: Passage = field(default_factory=Passage)
+
+    def text(self, num_prompt_tokens: int) -> TextPassage:
+        """Return what is to be told of a text that this call writes."""
+        return self.passage.text(num_prompt_tokens)
+
+    async def run(self, work: Callable[[], T], runtime: object = None) -> Done[T]:
+        """See DeviceScheduler.run."""
+        self.passage.asks()
+        return self.passage.returned(await self._scheduler.run(work, self.deadline, self.priority, runtime))
+
+    async def predict(self, runtime: Predicts, pixels: Tensor, joins: bool = False) -> Done[Tensor]:
+        """See DeviceScheduler.predict."""
+        return await self._await_images(runtime, pixels, Order(self.deadline, self.priority, joins))
+
+    async def rank(self, runtime: Predicts, pixels: Tensor, top_k: int, joins: bool = False) -> Done[Ranked]:
+        """Do what `predict` does, and return the `top_k` ≥ 1 classes (or all, if they are fewer) of each image."""
+        return await self._await_images(runtime, pixels, Order(self.deadline, self.priority, joins, top_k))
+
+    async def _await_images(self, runtime: Predicts, pixels: Tensor, order: Order) -> Done[Any]:
+        self.passage.asks()
+        return self.passage.returned(await self._scheduler.await_images(runtime, pixels, order, self))
 
 
 class DeviceScheduler:
-    """Runs work on `device` one piece at a time; `admit` bounds what waits."""
+    """Runs work on `device` one batch at a time; `admit` bounds what waits."""
 
-    def __init__(self, device: torch.device, max_items: int = MAX_ITEMS) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        max_items: int = MAX_QUEUE_ITEMS,
+        limits: Limits | None = None,
+        max_batch: int = MAX_BATCH,
+        max_delay_s: float = MAX_DELAY_S,
+    ) -> None:
         self.device = device
-        self.max_items = max_items
-        self.num_items = 0
-        self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._room = Room(limits or Limits(items=max_items))
+        self._queue = BatchQueue(max_batch, max_delay_s)
+        # A lane lives as long as its runtime does: what is known of it goes with it.
+        self._lanes: WeakKeyDictionary[Any, Lane] = WeakKeyDictionary()
+        self._other = Lane()
+        self._changed = threading.Condition(threading.Lock())
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name=f"device-{device}", daemon=True)
         self._thread.start()
 
+    @property
+    def num_items(self) -> int:
+        """Items that calls hold room for."""
+        return self._room.num_items
+
+    @property
+    def num_waiting(self) -> int:
+        """Items in the queue that have not begun."""
+        with self._changed:
+            return self._queue.num_waiting
+
+    @property
+    def is_alive(self) -> bool:
+        """False once it is closed, or its thread has failed: then it refuses what comes."""
+        return not self._closed
+
+    def ahead_s(self, runtimes: Sequence[object], priority: Priority) -> float:
+        """Return the estimate of how long what is there, or on its way, keeps a call of `runtimes` waiting."""
+        now = time.monotonic()
+        with self._changed:
+            num_coming = max(0, self._room.num_items - self._queue.num_waiting)
+            lanes = [self._lane(runtime) for runtime in runtimes]
+            waits = (self._queue.wait_s(lane, num_coming, priority, now) for lane in lanes)
+            # What takes longer than expected is expected to go on for as long: a stuck device draws no calls.
+            return max(waits, default=0.0) + self._queue.overdue_s(now)
+
+    def is_busy(self, runtime: object) -> bool:
+        """Return whether calls hold room for `runtime`."""
+        with self._changed:
+            lane = self._lanes.get(runtime)
+            return lane is not None and lane.num_admitted > 0
+
     @contextmanager
-    def admit(self, num_items: int) -> Iterator[None]:
-        """Hold room for `num_items` items of a request; raise QueueFull if there is none.
+    def admit(
+        self,
+        num_items: int,
+        *runtimes: object,
+        num_bytes: int = 0,
+        deadline: float | None = None,
+        priority: Priority = Priority.NORMAL,
+        joins: bool = False,
+        stream: bool = False,
+    ) -> Iterator[Place]:
+        """Hold room for `num_items` items for each of `runtimes`; `joins` says that their images may share batches.
 
-        A request on its own is always let in: its own size has its own limits.
+        Raises QueueFull if there is no room, and DeadlineExceeded if the answer is not to be had by `deadline` (a
+        time.monotonic() value), as far as the batches of late tell; a stream is of use before it is whole. A request
+        on its own is always let in, whatever its size, which has its own limits.
         """
-        if self.num_items and self.num_items + num_items > self.max_items:
-            raise QueueFull(
-                f"the queue is full ({self.num_items} of {self.max_items} items); try again in {RETRY_AFTER_S:g} s",
-                RETRY_AFTER_S,
-            )
-        self.num_items += num_items
+        place = self._enter(num_items, runtimes, num_bytes, deadline, priority, joins, stream)
+        failure: BaseException | None = None
         try:
-            yield
+            yield place
+        except BaseException as error:
+            failure = error
+            raise
         finally:
-            self.num_items -= num_items
+            with self._changed:
+                self._room.leave(place.load)
+                self._arrived(place)
+                place.passage.end(place.load.num_items, failure, deadline)
 
-    async def run(self, work: Callable[[], T], deadline: float | None = None) -> Done[T]:
+    def statistics(self, runtime: object) -> ModelStatistics:
+        """Return what was done with `runtime` so far."""
+        with self._changed:
+            return self._lane(runtime).statistics.copy()
+
+    def pending(self, *runtimes: object) -> tuple[int, int]:
+        """Return how many jobs and items of `runtimes` wait for the device."""
+        with self._changed:
+            lanes = [self._lanes[runtime] for runtime in runtimes if runtime in self._lanes]
+            return sum(lane.num_jobs for lane in lanes), sum(sum(lane.num_waiting) for lane in lanes)
+
+    def refusals(self) -> dict[str, int]:
+        """Return how many calls were not let in or were late in the queue, by the reason."""
+        with self._changed:
+            return dict(self._room.refusals)
+
+    def begin_statistics(self, *runtimes: object, label: str = "") -> None:
+        """Count anew, and together, what is done with `runtimes`, which are those of one model, known as `label`."""
+        statistics = ModelStatistics(label=label)
+        with self._changed:
+            for runtime in runtimes:
+                self._lane(runtime).statistics = statistics
+
+    async def run(
+        self,
+        work: Callable[[], T],
+        deadline: float | None = None,
+        priority: Priority = Priority.NORMAL,
+        runtime: object = None,
+    ) -> Done[T]:
         """Run `work` on the device's thread in its turn; `deadline` is a time.monotonic() value.
 
-        Raises DeadlineExceeded if the turn comes too late, Unavailable if the scheduler is closed before, and what
-        `work` raises. Cancelled, it gives up its turn; work that has begun ends by itself.
+        Its time counts as that of `runtime`, if one is given. Raises DeadlineExceeded if the turn comes too late,
+        Unavailable if the scheduler is closed before, and what `work` raises. Cancelled, it gives up its turn; work
+        that has begun ends by itself.
         """
-        if self._closed:
-            raise _stopping()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Done[T]] = loop.create_future()
-        self._pieces.put(_Piece(work, future, loop, deadline, time.monotonic()))
-        return await future
+        return await self._await(work, None, runtime, Order(deadline, priority), None)
 
-    async def predict(self, runtime: Predicts, pixels: Tensor, deadline: float | None = None) -> Done[Tensor]:
-        """Return logits (N, C) for pixels (N, 3, S, S) of any N ≥ 1, at most MAX_BATCH at a time."""
-        done = [
-            await self.run(lambda batch=batch: runtime.predict(batch), deadline)  # type: ignore[misc]
-            for batch in torch.split(pixels, MAX_BATCH)
-        ]
-        return Done(
-            torch.cat([each.value for each in done]),
-            sum(each.queue_ms for each in done),
-            sum(each.compute_ms for each in done),
-        )
+    async def predict(
+        self,
+        runtime: Predicts,
+        pixels: Tensor,
+        deadline: float | None = None,
+        priority: Priority = Priority.NORMAL,
+        joins: bool = False,
+    ) -> Done[Tensor]:
+        """Return logits (N, C) for pixels (N, 3, S, S) of any N ≥ 1, computed in batches that others may share if it
+        `joins`, else cut by themselves from the first image on. Raises what `run` does."""
+        return await self.await_images(runtime, pixels, Order(deadline, priority, joins))
+
+    async def await_images(
+        self, runtime: Predicts, pixels: Tensor, order: Order, place: Place | None = None
+    ) -> Done[Any]:
+        """Return the answer to `order`: the logits of `pixels`, or their best classes."""
+        return await self._await(runtime.predict, pixels, runtime, order, place)
+
+    @property
+    def is_wanted(self) -> bool:
+        """True if work waits for the device, besides what runs."""
+        with self._changed:
+            return not self._queue.is_empty
 
     def close(self) -> None:
-        """Finish the piece that runs, fail the others with Unavailable, and end the thread."""
-        self._closed = True
-        self._pieces.put(None)
+        """Finish the batch that runs, fail what waits with Unavailable, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join(timeout=5)
+
+    def _enter(
+        self,
+        num_items: int,
+        runtimes: Sequence[object],
+        num_bytes: int,
+        deadline: float | None,
+        priority: Priority,
+        joins: bool,
+        stream: bool,
+    ) -> Place:
+        now = time.monotonic()
+        with self._changed:
+            load = Load(num_items, [self._lane(runtime) for runtime in runtimes], num_bytes, stream)
+            statistics = [lane.statistics for lane in load.lanes]
+            try:
+                self._check_in_time(load, deadline, priority, now)
+                self._room.enter(load, self._queue.backlog_s(now))
+            except (QueueFull, DeadlineExceeded) as error:
+                Passage(statistics).end(0, error)
+                raise
+            place = Place(self, load, deadline, priority, joins, Passage(statistics))
+            for lane in load.lanes if joins else ():
+                lane.num_announced += 1
+        return place
+
+    def _check_in_time(self, load: Load, deadline: float | None, priority: Priority, now: float) -> None:
+        if deadline is None or load.stream:
+            return
+        wait_s = max((self._queue.wait_s(lane, load.num_items, priority, now) for lane in load.lanes), default=0.0)
+        if wait_s and now + wait_s > deadline:
+            self._room.refuse("deadline")
+            raise _refused(wait_s, deadline - now)
+
+    def _arrived(self, place: Place) -> None:
+        """Note, with the lock held, that nothing more of `place` is on its way to be joined."""
+        if place.announced:
+            place.announced = False
+            for lane in place.load.lanes:
+                lane.num_announced -= 1
+                if not lane.num_announced and any(lane.waiting):
+                    self._changed.notify()
+
+    def _lane(self, runtime: object) -> Lane:
+        return self._other if runtime is None else self._lanes.setdefault(runtime, Lane())
+
+    async def _await(
+        self, work: Callable[..., Any], pixels: Tensor | None, runtime: object, order: Order, place: Place | None
+    ) -> Done[Any]:
+        loop = asyncio.get_running_loop()
+        call = Call(work, pixels, loop.create_future(), loop, order.top_k)
+        num_items = 1 if pixels is None else pixels.shape[0]
+        kind = tuple(pixels.shape[1:]) if order.joins and pixels is not None else None
+        with self._changed:
+            if self._closed:
+                raise _stopping()
+            lane = self._lane(runtime)
+            job = Job(lane, num_items, call, order.priority, order.deadline, kind, whole=pixels is not None)
+            self._queue.submit(job, time.monotonic())
+            if place is not None:
+                self._arrived(place)
+            self._changed.notify()
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            with self._changed:
+                self._queue.cancel(job)
+            raise
 
     def _serve(self) -> None:
         # Each thread has its own setting. Two at the least: with one, torch chooses other kernels for small batches
         # than for large ones, and the same image would get other roundings (see runtimes.eager).
         torch.set_num_threads(max(2, torch.get_num_threads()))
-        while (piece := self._pieces.get()) is not None:
-            if self._closed:
-                _resolve(piece, error=_stopping())
-            else:
-                _run_piece(piece)
+        batch: Batch | None = None
+        try:
+            while (batch := self._next_batch()) is not None:
+                self._run(batch)
+                # While nothing else comes it would keep its model in memory.
+                batch = None
+        except BaseException:
+            log.critical("the thread of %s failed; it takes no more calls", self.device, exc_info=True)
+        finally:
+            # Also if the thread itself fails: nobody is to wait for it for ever.
+            with self._changed:
+                self._closed = True
+                left = self._queue.drain()
+            if batch is not None:
+                left += [part.job for part in batch.parts]
+            fail([job.payload for job in left], _stopping())
+
+    def _next_batch(self) -> Batch | None:
+        """Wait for what is to run next, and end what is late; return None once the scheduler is closed."""
+        while True:
+            with self._changed:
+                turn = self._wait()
+                now = time.monotonic()
+                for _ in turn.late if turn is not None else ():
+                    self._room.refuse("late")
+            if turn is None:
+                return None
+            for job in turn.late:
+                fail([job.payload], _late(job, now))
+            if turn.batch is not None:
+                return turn.batch
+
+    def _wait(self) -> Turn | None:
+        while not self._closed:
+            now = time.monotonic()
+            turn = self._queue.next_turn(now)
+            if turn.batch is not None or turn.late:
+                return turn
+            self._changed.wait(None if turn.due_at is None else turn.due_at - now)
+        return None
+
+    def _run(self, batch: Batch) -> None:
+        error = None
+        try:
+            compute(batch)
+        except Exception as failure:  # noqa: BLE001 - it belongs to the callers, who get it
+            error = failure
+        ended_at = time.monotonic()
+        for part in batch.parts:
+            part.job.payload.compute_s += ended_at - batch.started_at
+        with self._changed:
+            ended = self._queue.finish(batch, ended_at, failed=error is not None)
+        try:
+            if error is None:
+                answer(ended, ended_at)
+        except Exception as failure:  # noqa: BLE001 - of joining the parts of large calls; theirs too
+            error = failure
+        if error is not None:
+            fail([job.payload for job in ended], error)
 
 
 def _stopping() -> Unavailable:
-    return Unavailable("the server is stopping; try again")
+    return Unavailable("the server is stopping, or its device has failed; try again")
 
 
-def _run_piece(piece: _Piece) -> None:
-    if piece.future.done():
-        return
-    started_at = time.monotonic()
-    try:
-        if piece.deadline is not None and started_at >= piece.deadline:
-            raise DeadlineExceeded("the deadline passed while the request waited for the device")
-        value = piece.work()
-    except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it
-        _resolve(piece, error=error)
-    else:
-        waited, ran = started_at - piece.queued_at, time.monotonic() - started_at
-        _resolve(piece, Done(value, waited * 1000, ran * 1000))
+def _late(job: Job, now: float) -> DeadlineExceeded:
+    if job.deadline is not None and now >= job.deadline:
+        return DeadlineExceeded("the deadline passed while the request waited for the device")
+    return DeadlineExceeded("the request waited for the device until its answer could no longer be in time")
 
 
-def _resolve(piece: _Piece, result: Done[Any] | None = None, error: Exception | None = None) -> None:
-    def settle() -> None:
-        # The caller may have been cancelled in the meantime.
-        if piece.future.done():
-            return
-        if error is not None:
-            piece.future.set_exception(error)
-        elif result is not None:
-            piece.future.set_result(result)
-
-    # A loop that was closed has nobody left who waits.
-    with suppress(RuntimeError):
-        piece.loop.call_soon_threadsafe(settle)
+def _refused(wait_s: float, remaining_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"the answer would take about {wait_s * 1000:.3g} ms, and the deadline is in {remaining_s * 1000:.3g} ms: "
+        "give the call more time, or try again when less waits for the device"
+    )

@@ -6,15 +6,13 @@
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tandem.openmp import limit_spinning
@@ -27,26 +25,54 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.inference.authorization import Authorization
 from services.inference.boundary import Boundary
+from services.inference.counts import LoadCounts
 from services.inference.decoding import Decoder
+from services.inference.devices import Devices, resolve_devices
+from services.inference.draining import drain, patience
 from services.inference.engine import Engine
 from services.inference.health import SERVICE, HealthBoard
-from services.inference.loading import Served, load
-from services.inference.registry import ServingRegistry
+from services.inference.independence import rows_are_independent
+from services.inference.listening import (
+    ALLOW_INSECURE_LISTEN,
+    SERVER_OPTIONS,
+    bind,
+    check_free,
+    check_loopback,
+    quiet_about_callers_who_leave,
+    warn_of_open_doors,
+)
+from services.inference.loading import Served, ServedClassifier, ServedLanguageModel, load, needed_bytes
+from services.inference.memory import MemoryBudget, default_budget
+from services.inference.observation import Observer
+from services.inference.oip.servicer import SERVICE as OPEN_INFERENCE
+from services.inference.oip.servicer import OpenInferenceServicer
+from services.inference.reflection import Pools
+from services.inference.registry import ServingRegistry, Wiring
+from services.inference.runtimes.selection import RuntimeSelector
 from services.inference.scheduler import DeviceScheduler
 from services.inference.servicers import InferenceServicer, ModelsServicer
-from services.inference.watch import keep_running, listen, watch_volume
+from services.inference.slow_calls import CallFields
+from services.inference.telemetry import telling
+from services.inference.texts import TextLoop
+from services.inference.tls import Certificates
+from services.inference.tokens import TokenFile
+from services.inference.watch import keep_running, listen, watch_devices, watch_volume
+from tandem.access import ServerAccess
 from tandem.checkpoints.registry import Located, Registry
-from tandem.errors import Conflict, InvalidRequest, TandemError
+from tandem.errors import InvalidRequest, TandemError
 from tandem.local.state import find_system
-from tandem.models.devices import configure_device, resolve_device
-from tandem.settings import Settings
+from tandem.logs import configure_logging
+from tandem.models.devices import configure_device
+from tandem.settings import Settings, parse_listen
+from tandem.sizes import format_size
 from tandem.volume import Volume, replace_file, volume_errors
-from tandem.wire.limits import CHANNEL_OPTIONS
+from tandem.wire.oip import grpc_service_pb2_grpc
 from tandem.wire.v1 import inference_pb2_grpc
 
-STOP_GRACE_S = 5.0
-ALLOW_INSECURE_LISTEN = "TANDEM_ALLOW_INSECURE_LISTEN"
+# Models that are loaded at once: each takes a core, and several times its weights of memory.
+NUM_LOADERS = 2
 
 log = logging.getLogger("tandem.inference")
 
@@ -64,15 +90,21 @@ class Running:
 async def running_server(settings: Settings, allow_insecure: bool = False) -> AsyncIterator[Running]:
     """Start the server of `settings`; leaving the context stops it with grace.
 
-    Raises InvalidRequest for an address that makes no sense or is not loopback, Conflict for one in use.
+    Raises InvalidRequest for an address that makes no sense or must not be listened on, and for certificates or tokens
+    that can't be used; Conflict for an address in use.
     """
     host, port = parse_listen(settings.listen)
-    check_loopback(host, allow_insecure)
+    access = settings.server_access
+    check_loopback(host, allow_insecure or access.is_encrypted)
+    certificates = Certificates(access) if access.is_encrypted else None
+    boundary = Boundary(str(settings.home))
     port = check_free(host, port)
-    health = HealthBoard()
-    async with _engine(settings) as engine:
-        server = _build(engine, health, settings.home)
-        address = _bind(server, host, port)
+    warn_of_open_doors(host, access)
+    quiet_about_callers_who_leave()
+    health, observer = HealthBoard(), Observer()
+    async with _engine(settings) as engine, telling(settings, engine, observer):
+        server = _build(engine, health, boundary, (observer, *_authorization(access)))
+        address = bind(server, host, port, certificates)
         await health.starting()
         await server.start()
         async with _background(engine, settings, health):
@@ -80,56 +112,104 @@ async def running_server(settings: Settings, allow_insecure: bool = False) -> As
             try:
                 yield Running(address, engine, asyncio.Event())
             finally:
-                # In this order: callers are told to go elsewhere, those under way are answered, then the rest stops.
-                await health.stopping()
-                await server.stop(STOP_GRACE_S)
+                # Callers first, then the rest.
+                stops = patience(host, settings.drain_delay_s, settings.drain_grace_s)
+                await drain(server, health, observer, stops, engine.models.changes.close)
 
 
 @contextlib.asynccontextmanager
 async def _engine(settings: Settings) -> AsyncIterator[Engine]:
     try:
-        device = resolve_device(settings.device)
+        named = resolve_devices(settings.device)
     except InvalidRequest as error:
         raise InvalidRequest(f"TANDEM_DEVICE={settings.device!r}: {error}") from error
-    configure_device(device)
+    selectors = {device: RuntimeSelector(device, settings.engine, settings.precision) for device in named}
+    for device in selectors:
+        configure_device(device)
     volume = Volume(settings.home)
-    scheduler, decoder = DeviceScheduler(device), Decoder()
-    models = ServingRegistry(Registry(volume), partial(_load_warm, scheduler))
+    devices, decoder = Devices([DeviceScheduler(device) for device in named]), Decoder()
+    loads, loaders = LoadCounts(), ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="load")
+    wiring = Wiring(
+        load=lambda located: loads.count(
+            _load_warm(loaders, devices, [selectors[device] for device in named], located)
+        ),
+        needed_bytes=lambda located: needed_bytes(located, max(map(named.count, named))),
+        is_busy=devices.is_busy,
+    )
+    budget = MemoryBudget(settings.model_memory or min(map(default_budget, named)))
+    models = ServingRegistry(Registry(volume), wiring, budget)
     try:
-        yield Engine(models, scheduler, decoder, volume)
+        yield Engine(models, devices, decoder, volume, loads)
     finally:
         await models.close()
+        loaders.shutdown(wait=False, cancel_futures=True)
         decoder.close()
-        scheduler.close()
+        devices.close()
 
 
-async def _load_warm(scheduler: DeviceScheduler, located: Located) -> Served:
-    """Load beside what is served, then run it once on the device, so that its first caller doesn't wait."""
-    served = await asyncio.to_thread(load, located, scheduler.device)
+async def _load_warm(
+    loaders: Executor, devices: Devices, selectors: Sequence[RuntimeSelector], located: Located
+) -> Served:
+    """Load beside what is served, then run it once on each device, so that its first caller doesn't wait."""
+    names = [scheduler.device for scheduler in devices]
+    # Not on the threads that prompts are read on: a load takes seconds, and more where the volume is slow.
+    served = await asyncio.get_running_loop().run_in_executor(loaders, load, located, names, selectors)
+    if isinstance(served, ServedClassifier):
+        tried = [await _tried(scheduler, each) for scheduler, each in zip(devices, served.everywhere, strict=True)]
+        return replace(tried[0], elsewhere=tuple(tried[1:]))
+    ready = [await _writing(scheduler, each) for scheduler, each in zip(devices, served.everywhere, strict=True)]
+    return replace(ready[0], elsewhere=tuple(ready[1:]))
+
+
+async def _writing(scheduler: DeviceScheduler, served: ServedLanguageModel) -> ServedLanguageModel:
+    """Run a language model on its device, and let it write texts there."""
+    if scheduler.is_alive:
+        await scheduler.run(served.runtime.warm)
+        scheduler.begin_statistics(*served.runtimes, label=served.located.label)
+    return replace(served, texts=TextLoop(served.runtime, scheduler))
+
+
+async def _tried(scheduler: DeviceScheduler, served: ServedClassifier) -> ServedClassifier:
+    """Run a classifier on its device, and find out whether its images may share batches there."""
+    if not scheduler.is_alive:
+        # Another takes its calls.
+        return served
     await scheduler.run(served.runtime.warm)
-    return served
+    joins = await rows_are_independent(scheduler, served.runtime, served.card.preprocessing.image_size)
+    if not joins:
+        log.info("%s gets no shared batches: its answers depend on them in the last bits", served.located.label)
+    # What was run to try it out was for no caller.
+    scheduler.begin_statistics(*served.runtimes, label=served.located.label)
+    return replace(served, joins=joins)
 
 
-def _build(engine: Engine, health: HealthBoard, home: Path) -> grpc.aio.Server:
-    # Without this a second server on the same port would start, and the kernel would share the callers out.
-    options = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0))
-    server = grpc.aio.server(interceptors=(Boundary(str(home)),), options=options)
-    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(engine), server)  # type: ignore[no-untyped-call]
-    inference_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(engine), server)  # type: ignore[no-untyped-call]
+def _authorization(access: ServerAccess) -> tuple[grpc.aio.ServerInterceptor, ...]:
+    return () if access.tokens_file is None else (Authorization(TokenFile(access.tokens_file)),)
+
+
+def _build(
+    engine: Engine, health: HealthBoard, boundary: Boundary, before: tuple[grpc.aio.ServerInterceptor, ...]
+) -> grpc.aio.Server:
+    server = grpc.aio.server(interceptors=(*before, boundary), options=SERVER_OPTIONS)
+    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(engine, boundary.status), server)  # type: ignore[no-untyped-call]
+    inference_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(engine, boundary.status), server)  # type: ignore[no-untyped-call]
+    open_inference = OpenInferenceServicer(engine, lambda: health.is_ready, boundary.status)
+    grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    names = (SERVICE, "tandem.v1.Models", "grpc.health.v1.Health", reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    names = (SERVICE, "tandem.v1.Models", OPEN_INFERENCE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, Pools())  # type: ignore[arg-type]
     return server
 
 
 @contextlib.asynccontextmanager
 async def _background(engine: Engine, settings: Settings, health: HealthBoard) -> AsyncIterator[None]:
-    wake = asyncio.Event()
+    models = engine.models
     tasks = [
         asyncio.create_task(keep_running(name, start))
         for name, start in (
-            ("the watch of the volume", lambda: watch_volume(engine.models, engine.volume.models, wake, health.models)),
-            ("the reader of announcements", lambda: listen(lambda: find_system(settings).redis_url, wake)),
+            ("the watch of the volume", lambda: watch_volume(models, engine.volume.models, health.models)),
+            ("the watch of the devices", lambda: watch_devices(engine.devices, health.failed)),
+            ("the reader of announcements", lambda: listen(lambda: find_system(settings).broker, models.wake)),
         )
     ]
     try:
@@ -140,65 +220,30 @@ async def _background(engine: Engine, settings: Settings, health: HealthBoard) -
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def parse_listen(listen_address: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT` (an IPv6 host in brackets); raise InvalidRequest."""
-    host, colon, port = listen_address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise InvalidRequest(f"can't listen on {listen_address!r}: write HOST:PORT, such as 127.0.0.1:8500")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def check_loopback(host: str, allow_insecure: bool) -> None:
-    """Raise InvalidRequest if `host` can be reached from other machines, unless that is allowed."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not allow_insecure:
-        raise InvalidRequest(
-            f"{host} is not a loopback address, and calls are not encrypted: listen on 127.0.0.1, or set "
-            f"{ALLOW_INSECURE_LISTEN}=1 where the network itself is closed"
-        )
-
-
-def check_free(host: str, port: int) -> int:
-    """Return `port`, or a free one for 0; raise Conflict if it can't be bound, with the reason."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise _not_bound(host, port, error.strerror or str(error)) from error
-    return port
-
-
-def _bind(server: grpc.aio.Server, host: str, port: int) -> str:
-    bracketed = f"[{host}]" if ":" in host else host
-    try:
-        bound = server.add_insecure_port(f"{bracketed}:{port}")
-    except RuntimeError as error:
-        raise _not_bound(host, port, "gRPC can't bind it") from error
-    return f"{bracketed}:{bound}"
-
-
-def _not_bound(host: str, port: int, reason: str) -> Conflict:
-    return Conflict(f"can't listen on {host}:{port}: {reason}; choose another with --listen HOST:PORT (port 0: any)")
-
-
 async def serve(settings: Settings, port_file: Path | None, allow_insecure: bool) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once."""
     async with running_server(settings, allow_insecure) as running:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, running.stop.set)
+            loop.add_signal_handler(number, _stop, running.stop, number)
         if port_file is not None:
             with volume_errors(port_file):
                 replace_file(port_file, f"{running.address}\n".encode(), durable=False)
-        print(f"listening on {running.address}", flush=True)  # noqa: T201 - what scripts wait for
-        log.info("serving %s on %s", settings.home, running.engine.scheduler.device)
+        if settings.log_format == "text":
+            print(f"listening on {running.address}", flush=True)  # noqa: T201 - what scripts wait for
+        else:
+            log.info("listening on %s", running.address)
+        room = format_size(running.engine.models.budget.num_bytes)
+        where = ", ".join(running.engine.devices.names())
+        log.info("serving %s on %s, with %s for models", settings.home, where, room)
         await running.stop.wait()
-        log.info("stopping: no new calls; those under way have %g s", STOP_GRACE_S)
+
+
+def _stop(stop: asyncio.Event, number: int) -> None:
+    if stop.is_set():
+        log.warning("told to stop a second time: what is under way is cut off")
+        os._exit(128 + number)
+    stop.set()
 
 
 def main() -> None:
@@ -206,7 +251,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     try:
         settings = Settings.from_environment(_environment(arguments))
-        _log_to_stderr(settings.log_level)
+        _log_to_stderr(settings)
         allow_insecure = os.environ.get(ALLOW_INSECURE_LISTEN) == "1"
         asyncio.run(serve(settings, arguments.port_file, allow_insecure))
     except TandemError as error:
@@ -230,13 +275,12 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
     return {**os.environ, **{name: value for name, value in given.items() if value}}
 
 
-def _log_to_stderr(level: str) -> None:
-    names = logging.getLevelNamesMapping()
-    if level not in names:
-        raise InvalidRequest(f"TANDEM_LOG_LEVEL={level!r} is none of DEBUG, INFO, WARNING, ERROR")
-    logging.basicConfig(level=names[level], format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def _log_to_stderr(settings: Settings) -> None:
+    configure_logging(settings.log_level, settings.log_format)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(CallFields())
     # It tells of each connection attempt.
-    logging.getLogger("asyncio").setLevel(max(names[level], logging.WARNING))
+    logging.getLogger("asyncio").setLevel(max(logging.getLevelNamesMapping()[settings.log_level], logging.WARNING))
 
 
 if __name__ == "__main__":

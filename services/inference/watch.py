@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from services.inference.devices import Devices
 from services.inference.registry import FAILURE_MEMORY_S, ServingRegistry
-from tandem.jobs.store import MODELS_STREAM, client_url
+from tandem.errors import VolumeUnavailable
+from tandem.jobs.broker import Broker
+from tandem.jobs.broker_errors import broker_unavailable
+from tandem.jobs.store import MODELS_STREAM, client_options
 
 SCAN_INTERVAL_S = 1.0
 # After a failure that was not foreseen.
@@ -51,17 +57,25 @@ def _look(model: Path) -> tuple[str, int, int, int, int]:
     )
 
 
-async def watch_volume(registry: ServingRegistry, models: Path, wake: asyncio.Event, refreshed: OnRefreshed) -> None:
-    """Refresh `registry` when the volume has changed, and tell `refreshed`; runs until it is cancelled."""
+async def watch_volume(registry: ServingRegistry, models: Path, refreshed: OnRefreshed) -> None:
+    """Refresh `registry` when the volume has changed, or it wants to, and tell `refreshed`; runs until cancelled."""
     before: Signature | None = None
     retry_at = 0.0
+    wake = registry.wake
     while True:
+        is_asked = wake.is_set()
         wake.clear()
         signature = await asyncio.to_thread(scan, models)
         now = asyncio.get_running_loop().time()
-        # Without the volume nothing is known to be gone: what is loaded goes on being served.
-        if signature is not None and (signature != before or (registry.has_failures and now >= retry_at)):
-            await refreshed(await registry.refresh())
+        if signature is None and before is not None:
+            # Nothing is known to be gone: what is loaded goes on being served.
+            log.warning("%s is not there; what is loaded goes on being served", models)
+            before = None
+        elif signature is not None and (is_asked or signature != before or (registry.has_failures and now >= retry_at)):
+            try:
+                await refreshed(await registry.refresh())
+            except VolumeUnavailable:
+                continue
             before, retry_at = signature, now + FAILURE_MEMORY_S
         try:
             await asyncio.wait_for(wake.wait(), SCAN_INTERVAL_S)
@@ -69,30 +83,41 @@ async def watch_volume(registry: ServingRegistry, models: Path, wake: asyncio.Ev
             continue
 
 
-async def listen(find_url: Callable[[], str | None], wake: asyncio.Event) -> None:
+async def watch_devices(devices: Devices, failed: Callable[[], Awaitable[None]]) -> None:
+    """Tell `failed` once no device works any more; runs until it is cancelled."""
+    while any(scheduler.is_alive for scheduler in devices):
+        await asyncio.sleep(SCAN_INTERVAL_S)
+    log.critical("no device works any more: this server answers nothing, and is to be started anew")
+    await failed()
+    await asyncio.Event().wait()
+
+
+async def listen(find_broker: Callable[[], Broker | None], wake: asyncio.Event) -> None:
     """Set `wake` at each announcement on Redis; with Redis gone it waits and tries again. Runs until cancelled."""
     backoff_s, connected = 0.5, None
     while True:
-        url = await asyncio.to_thread(find_url)
-        if url is not None:
+        broker = await asyncio.to_thread(find_broker)
+        if broker is not None:
             try:
-                async with _connect(url) as redis:
+                async with _connect(broker) as redis:
                     await redis.ping()
                     if connected is not True:
                         log.info("announcements are read from Redis")
                     connected, backoff_s = True, 0.5
                     await _read(redis, wake)
-            except (RedisError, OSError, ValueError) as error:
+            except (RedisError, OSError) as error:
                 if connected is not False:
-                    log.warning("Redis does not answer (%s); the volume is looked at each second", _line(error))
+                    said = broker_unavailable(error, str(broker))
+                    log.warning("%s; until then the volume is looked at each second", said)
                 connected = False
         await asyncio.sleep(backoff_s)
         backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 
 
-def _connect(url: str) -> Redis:
+def _connect(broker: Broker) -> Redis:
     # RESP2: in the newer protocol redis-py gives streams another shape.
-    return Redis.from_url(client_url(url), protocol=2, socket_connect_timeout=2, socket_timeout=_BLOCK_S * 2)
+    # No retries: `listen` tries again, and says so.
+    return Redis(**client_options(broker), protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=_BLOCK_S * 2)
 
 
 async def _read(redis: Redis, wake: asyncio.Event) -> None:

@@ -36,11 +36,10 @@ def test_the_demo_takes_ones_own_data_and_shows_the_whole_path(shell: Shell, own
     assert again["compare"] == result["compare"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_demo_broken_off_leaves_nothing_running(shell: Shell, own_data: tuple[str, ...], number: int) -> None:
+def test_a_demo_broken_off_leaves_nothing_running(shell: Shell, own_data: tuple[str, ...]) -> None:
     process = shell.popen("demo", *own_data)
     wait_for(lambda: list((shell.home / "runs").glob("*/checkpoints/*")), 120.0, "training")
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
@@ -49,22 +48,14 @@ def test_a_demo_broken_off_leaves_nothing_running(shell: Shell, own_data: tuple[
 
 
 def test_a_demo_that_fails_half_way_leaves_nothing_running(shell: Shell, own_data: tuple[str, ...]) -> None:
-    # In the place where the second run's model is to be registered.
-    (shell.home / "models").mkdir(parents=True)
-    (shell.home / "models" / "demo-shufflenet").write_text("in the way")
-    line = shell("demo", *own_data, code=1).stderr.strip().splitlines()[-1]
-    assert line.startswith("tandem: run ")
-    assert "trained, but not published: can't write" in line
+    # As many words as the demo takes at the most: the language model learns for longer than a cancel takes to come.
+    write_sentences(Path(own_data[-1]), lines=20_000)
+    demo = shell.popen("demo", *own_data)
+    wait_for(lambda: len(list((shell.home / "runs").glob("*/job.json"))) == 3, 180.0, "the third run")
+    third = max(path.parent.name for path in (shell.home / "runs").glob("*/job.json"))
+    shell("runs", "cancel", third)
+    _, err = demo.communicate(timeout=60)
+    assert demo.returncode == 1
+    assert err.strip().splitlines()[-1].startswith(f"tandem: run {third}")
     assert not still_running(shell)
-    assert [run["state"] for run in shell.json("runs", "list")] == ["FAILED", "SUCCEEDED"]
-
-
-def test_too_little_data_is_found_before_anything_is_trained(shell: Shell, own_data: tuple[str, ...]) -> None:
-    Path(own_data[3]).write_text("one two\nthree four\nfive six\n")
-    line = shell("demo", *own_data, code=1).stderr.strip().splitlines()[-1]
-    assert "words to train on; 40 are needed" in line
-    assert not list((shell.home / "runs").glob("*"))
-
-
-def test_data_that_is_not_there_is_a_wrong_use(shell: Shell) -> None:
-    assert "does not exist" in shell.error("demo", "--images", "/no/such/folder", code=2)
+    assert [run["state"] for run in shell.json("runs", "list")] == ["CANCELED", "SUCCEEDED", "SUCCEEDED"]

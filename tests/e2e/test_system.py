@@ -219,7 +219,7 @@ def test_a_volume_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     assert "TANDEM_HOME" in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_however_up_ends_nothing_is_left_running(shell: Shell, number: int) -> None:
     process = shell.popen("up", "--no-tensorboard")
     wait_for(lambda: (shell.home / "local" / "system.json").is_file(), 90.0, "the system")

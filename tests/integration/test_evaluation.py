@@ -206,7 +206,7 @@ def shell(bench: Bench) -> Shell:
     publish_classifier(bench.volume, "tiny", "run-a", classes=SHAPES)
     publish_classifier(bench.volume, "tiny", "run-b", classes=REVERSED, seed=1)
     bench.start_worker()
-    return Shell(bench.volume.home, {"TANDEM_REDIS_URL": bench.url})
+    return Shell(bench.volume.home, {"TANDEM_REDIS_URL": str(bench.url)})
 
 
 def test_evaluate_as_a_person_types_it(bench: Bench, shell: Shell, tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 import grpc
 import pytest
-from factories import png
+from factories import picture, png
 from inference_server import ServerProcess
 
-from tandem.client import Client
+from tandem.client import Client, RawImage
 from tandem.errors import (
     InvalidReference,
     InvalidRequest,
@@ -53,6 +53,29 @@ def test_a_broken_image_fails_alone(client: Client) -> None:
 
 def test_all_broken_is_still_an_answer(client: Client) -> None:
     assert all(result.error for result in client.classify("a", [b"x", b"y"]).results)
+
+
+def test_raw_pixels_answer_as_the_encoded_image_and_fail_alone(client: Client) -> None:
+    images = [picture(number, 50, 40) for number in range(3)]
+    raw = [RawImage(50, 40, image.tobytes()) for image in images]
+    wrong = RawImage(50, 40, images[0].tobytes()[:-1])
+    expected = client.classify("a", [png(number, 50, 40) for number in range(3)]).results
+    *results, failed, again = client.classify("a", [*raw, wrong, ("again", raw[0])]).results
+    assert tuple(results) == expected
+    assert (again.name, again.top_k) == ("again", expected[0].top_k)
+    assert "5,999 bytes; 50×40 pixels of RGB are 6,000" in failed.error
+    same = client.compare("a", "b", raw).results
+    assert same == client.compare("a", "b", [png(number, 50, 40) for number in range(3)]).results
+    with pytest.raises(InvalidRequest, match="can't be written"):
+        client.classify("a", [RawImage(2**40, 1, b"")])
+
+
+def test_an_image_without_content(client: Client, server: ServerProcess) -> None:
+    request = pb.ClassifyRequest(model="a", images=[pb.Image(name="none"), pb.Image(raw=pb.RawImage())])
+    with grpc.insecure_channel(server.address) as channel:
+        answer = rpc.InferenceStub(channel).Classify(request)  # type: ignore[no-untyped-call]
+    assert "is empty (0 bytes)" in answer.results[0].error
+    assert "0×0 pixels" in answer.results[1].error
 
 
 def test_top_k(client: Client) -> None:

@@ -1,11 +1,16 @@
 """Compare and CompareDataset against a real server."""
 
+from pathlib import Path
+
 import pytest
-from factories import CLASS_IDS, png
-from inference_server import BROKEN_PLACES
+import torch
+from factories import CLASS_IDS, png, publish_classifier
+from inference_server import BROKEN_PLACES, start_server
 
 from tandem.client import Client, Comparison, ComparisonProgress, Image
 from tandem.errors import DatasetNotFound, InvalidRequest
+from tandem.models.devices import resolve_precision
+from tandem.volume import Volume
 
 pytest_plugins = ["inference_fixtures"]
 
@@ -21,6 +26,29 @@ def test_a_model_agrees_with_itself_at_any_batch_size(client: Client) -> None:
     for count in (1, 2, 33):
         parts = [client.compare("three:2", "a", images[first : first + count]) for first in range(0, 70, count)]
         assert tuple(result for part in parts for result in part.results) == mixed, f"batches of {count} differ"
+
+
+@pytest.mark.skipif(
+    resolve_precision("auto", torch.device("cpu")) != "bfloat16", reason="this CPU has no bfloat16 instructions"
+)
+def test_a_comparison_is_in_float32_where_predictions_are_not(tmp_path: Path) -> None:
+    volume = Volume(tmp_path / "home")
+    publish_classifier(volume, "three", "run-three", seed=2, classes=CLASS_IDS[:3], arch="shufflenet_v2_x0_5")
+    images, answers = [png(number) for number in range(8)], []
+    for precision in ("float32", "bfloat16"):
+        server = start_server(tmp_path / precision, volume, TANDEM_ENGINE="eager", TANDEM_PRECISION=precision)
+        try:
+            with Client(server.address) as client:
+                client.wait_until_serving("three", timeout_s=60)
+                answers.append(client.compare("three", "three", images))
+                assert client.classify("three", images).model.dtype == precision
+                runtime = client.get_model("three").runtime
+                assert runtime is not None
+                assert (runtime.max_probability_drift > 0) == (precision == "bfloat16")
+        finally:
+            server.kill()
+    assert answers[0].results == answers[1].results
+    assert answers[1].summary.a.dtype == answers[1].summary.b.dtype == "float32"
 
 
 def test_classes_are_matched_by_id(client: Client) -> None:
@@ -82,6 +110,9 @@ def test_a_dataset_with_itself_and_a_limit(client: Client) -> None:
 def test_wrong_requests(client: Client) -> None:
     with pytest.raises(InvalidRequest, match="LSTM:1 is a language model") as caught:
         client.compare("a", "LSTM", [png(0)])
+    assert caught.value.field == "model_b"
+    with pytest.raises(InvalidRequest, match="no model reference") as caught:
+        client.compare("a", "../b", [png(0)])
     assert caught.value.field == "model_b"
     for dataset, split in (("nope", "val"), ("shapes", "test")):
         with pytest.raises(DatasetNotFound):

@@ -2,12 +2,15 @@
 
 import asyncio
 
+import grpc
 import pytest
 from factories import MODELS, png
 from inference_server import ServerProcess
 
 from tandem.client import AsyncClient, Client, GenerationSummary, SamplingOptions, TextPiece
 from tandem.errors import InvalidPrompt, InvalidRequest
+from tandem.wire.v1 import inference_pb2 as pb
+from tandem.wire.v1 import inference_pb2_grpc as rpc
 
 pytest_plugins = ["inference_fixtures"]
 
@@ -100,6 +103,105 @@ def test_penalty_min_p_and_random_start_reach_the_draw(client: Client) -> None:
     assert len(firsts) > 5
 
 
+def test_a_bias_bans_and_forces_words(client: Client) -> None:
+    greedy, _ = words_of(client, SamplingOptions(temperature=0.0), 12)
+    banned, _ = words_of(
+        client, SamplingOptions(temperature=0.0, logit_bias={greedy[0]: -1000.0, "<eos>": -1000.0}), 12
+    )
+    assert greedy[0] not in banned
+    assert "<eos>" not in banned
+    forced, summary = words_of(client, SamplingOptions(seed=1, logit_bias={"dog": 1000.0}), 5)
+    assert forced == ["dog"] * 5
+    assert summary.mean_negative_log_probability > 0.1, "the model's own, without the bias"
+
+
+def test_each_word_has_its_log_probability_and_what_was_likelier(client: Client) -> None:
+    *pieces, summary = client.generate("LSTM", "the", 40, SamplingOptions(temperature=0.0, num_alternatives=3))
+    assert isinstance(summary, GenerationSummary)
+    told = [piece for piece in pieces if isinstance(piece, TextPiece)]
+    words = [word for piece in told for word in piece.words]
+    own = [each for piece in told for each in piece.log_probabilities]
+    likeliest = [ranked for piece in told for ranked in piece.alternatives]
+    assert -sum(own) / len(own) == pytest.approx(summary.mean_negative_log_probability, rel=1e-9)
+    assert len(words) == len(own) == len(likeliest) == 40
+    for word, log_probability, ranked in zip(words, own, likeliest, strict=True):
+        assert [each.log_probability for each in ranked] == sorted((e.log_probability for e in ranked), reverse=True)
+        # Greedy takes the first of them, unless that is <unk>.
+        best = next(each for each in ranked if each.token != "<unk>")
+        assert best.token == word
+        assert best.log_probability == pytest.approx(log_probability, rel=1e-4, abs=1e-4)
+
+
+def test_several_texts_of_one_call_are_those_of_their_seeds(client: Client) -> None:
+    texts = dict.fromkeys(range(5), "")
+    seeds = {}
+    for step in client.generate("LSTM", "the cat", 60, SamplingOptions(seed=2**64 - 2), num_texts=5):
+        if isinstance(step, TextPiece):
+            texts[step.text_index] += step.text
+        else:
+            seeds[step.text_index] = step.seed
+    assert seeds == {0: 2**64 - 2, 1: 2**64 - 1, 2: 0, 3: 1, 4: 2}
+    assert [texts[index] for index in range(5)] == [text_of(client, "LSTM", seeds[i], 60, "the cat") for i in range(5)]
+    whole = client.complete_several(5, "LSTM", "the cat", 60, SamplingOptions(seed=2**64 - 2, num_alternatives=2))
+    assert [each.text for each in whole] == [texts[index] for index in range(5)]
+    assert [each.summary.seed for each in whole] == [seeds[index] for index in range(5)]
+    assert all(len(each.log_probabilities) == len(each.alternatives) == 60 for each in whole)
+    for num_texts in (-1, 17):
+        with pytest.raises(InvalidRequest) as caught:
+            list(client.generate("LSTM", num_texts=num_texts))
+        assert caught.value.field == "num_texts"
+
+
+def test_what_one_message_holds_is_bounded(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match=r"320,000 words .* the limit is 100,000 in a message") as caught:
+        client.complete_several(16, "LSTM", None, 20_000)
+    assert caught.value.field == "sampling.max_words"
+    with pytest.raises(InvalidRequest, match="105,000 answers"):
+        client.complete("LSTM", None, 5_000, SamplingOptions(num_alternatives=20))
+
+
+def test_a_status_stays_short_whatever_it_names(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match=r"stop word 'xxx.*…$") as caught:
+        list(client.generate("LSTM", sampling=SamplingOptions(stop=("x" * 100_000,))))
+    assert caught.value.field == "sampling.stop"
+
+
+async def test_a_slow_reader_holds_up_nobody_and_misses_nothing(server: ServerProcess, client: Client) -> None:
+    """One stream is not read while others are written whole; then it has the words that it has alone."""
+    expected = text_of(client, "LSTM", 1, 8_000)
+    async with AsyncClient(server.address) as shared:
+        slow = shared.generate("LSTM", None, 8_000, SamplingOptions(seed=1))
+        first = await anext(aiter(slow))
+        assert isinstance(first, TextPiece)
+        others = await asyncio.gather(*(_whole(shared, seed) for seed in range(2, 6)))
+        assert [len(words) for words in others] == [300] * 4
+        rest = [piece.text async for piece in slow if isinstance(piece, TextPiece)]
+    assert first.text + "".join(rest) == expected
+
+
+async def _whole(shared: AsyncClient, seed: int) -> list[str]:
+    pieces = shared.generate("LSTM", None, 300, SamplingOptions(seed=seed))
+    return [word async for piece in pieces if isinstance(piece, TextPiece) for word in piece.words]
+
+
+async def test_a_text_ends_at_its_deadline_wherever_it_is(server: ServerProcess) -> None:
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = rpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+        call = stub.Generate(
+            pb.GenerateRequest(model="LSTM", sampling=pb.SamplingParameters(max_words=100_000)), timeout=1.0
+        )
+        words: list[str] = []
+
+        async def read() -> None:
+            async for message in call:
+                words.extend(message.words)
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read()
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert 0 < len(words) < 100_000
+
+
 def test_a_prompt_of_unknown_words_only_is_read_as_unknown_words(client: Client) -> None:
     *_, summary = client.generate("Transformer", "zebra yak", 3)
     assert isinstance(summary, GenerationSummary)
@@ -139,6 +241,12 @@ def test_an_overlong_prompt(client: Client) -> None:
         (1, SamplingOptions(stop=("zebra",)), "sampling.stop"),
         (1, SamplingOptions(stop=("the cat",)), "sampling.stop"),
         (1, SamplingOptions(stop=("the",) * 65), "sampling.stop"),
+        (1, SamplingOptions(logit_bias={"zebra": 1.0}), "sampling.logit_bias"),
+        (1, SamplingOptions(logit_bias={"the": 1001.0}), "sampling.logit_bias"),
+        (1, SamplingOptions(logit_bias={"the": float("nan")}), "sampling.logit_bias"),
+        (1, SamplingOptions(logit_bias=dict.fromkeys(map(str, range(1025)), 1.0)), "sampling.logit_bias"),
+        (1, SamplingOptions(num_alternatives=21), "sampling.num_alternatives"),
+        (1, SamplingOptions(num_alternatives=-1), "sampling.num_alternatives"),
     ],
 )
 def test_nonsense_is_refused_with_its_field(

@@ -27,8 +27,32 @@ def test_list_and_get(client: Client) -> None:
     assert details.class_ids == CLASS_IDS[::-1]
     assert (details.image_size, details.vocabulary_size) == (32, 0)
     assert client.get_model("LSTM").vocabulary_size > 10
+    assert client.get_model("LSTM").runtime is None
     with pytest.raises(ModelNotFound):
         client.get_model("nope")
+
+
+def test_a_model_says_how_it_is_run_and_why(server: ServerProcess, client: Client) -> None:
+    runtime = client.get_model("a").runtime
+    assert runtime is not None
+    assert runtime.dtype == client.classify("a", [png(0)]).model.dtype == "float32"
+    assert runtime.name in ("eager", "openvino")
+    assert " ms for 1 and 32 images, against " in runtime.reason
+    assert 0 <= runtime.mean_probability_drift <= runtime.max_probability_drift <= 1e-5
+    assert f"a:1 in float32 runs on {runtime.reason}" in server.log.read_text()
+
+
+def test_health_follows_a_model_out_of_service_and_back(server: ServerProcess, client: Client) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+
+        def status() -> Any:
+            return stub.Check(health_pb2.HealthCheckRequest(service="models/three")).status
+
+        client.unload_model("three")
+        wait_for(lambda: status() == health_pb2.HealthCheckResponse.NOT_SERVING)
+        client.load_model("three")
+        wait_for(lambda: status() == health_pb2.HealthCheckResponse.SERVING)
 
 
 def test_health_and_reflection(server: ServerProcess, client: Client) -> None:
@@ -41,9 +65,11 @@ def test_health_and_reflection(server: ServerProcess, client: Client) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             stub.Check(health_pb2.HealthCheckRequest(service="models/nope"))
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-        assert {"tandem.v1.Inference", "tandem.v1.Models", "grpc.health.v1.Health"} <= set(
-            ProtoReflectionDescriptorDatabase(channel).get_services()
-        )
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert {"tandem.v1.Inference", "tandem.v1.Models", "grpc.health.v1.Health"} <= set(database.get_services())
+        # What the contract imports is told too.
+        assert "google/rpc/status.proto" in database.FindFileContainingSymbol("tandem.v1.Inference").dependency
+        assert database.FindFileByName("google/rpc/status.proto").package == "google.rpc"
     with pytest.raises(DeadlineExceeded, match="'nope' is not served"):
         client.wait_until_serving("nope", timeout_s=0.3)
 

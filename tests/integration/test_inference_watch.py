@@ -12,7 +12,8 @@ from inference_server import wait_for
 from redis.asyncio import Redis
 
 from services.inference.watch import listen
-from tandem.jobs.store import MODELS_STREAM, client_url
+from tandem.jobs.broker import Broker
+from tandem.jobs.store import MODELS_STREAM
 from tandem.local.broker import broker_url, server_command, socket_path
 
 
@@ -38,8 +39,8 @@ def embedded_url() -> Iterator[str]:
 async def test_each_announcement_wakes_the_watch(kind: str, request: pytest.FixtureRequest) -> None:
     url: str = request.getfixturevalue(kind)
     wake = asyncio.Event()
-    task = asyncio.create_task(listen(lambda: url, wake))
-    async with Redis.from_url(client_url(url)) as redis:
+    task = asyncio.create_task(listen(lambda: Broker.of(url), wake))
+    async with Redis(**Broker.of(url).client_options()) as redis:
         for _ in range(3):
             # The listener may not have begun: announcements from before it did don't count.
             for _ in range(50):
@@ -56,7 +57,7 @@ async def test_each_announcement_wakes_the_watch(kind: str, request: pytest.Fixt
 async def test_redis_comes_late_and_is_spoken_of_once(valkey_url: str, caplog: pytest.LogCaptureFixture) -> None:
     wake, url = asyncio.Event(), "redis://127.0.0.1:1/0"
     with caplog.at_level(logging.INFO, logger="tandem.inference.watch"):
-        task = asyncio.create_task(listen(lambda: url, wake))
+        task = asyncio.create_task(listen(lambda: Broker.of(url), wake))
         await asyncio.sleep(1.2)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         url = valkey_url

@@ -233,7 +233,7 @@ def shell(bench: Bench) -> Shell:
     """The command on a volume with a model of the dataset's words, and a worker."""
     publish_language_model(bench.volume, "tiny", "run-a", words=words_of(bench.volume))
     bench.start_worker()
-    return Shell(bench.volume.home, {"TANDEM_REDIS_URL": bench.url})
+    return Shell(bench.volume.home, {"TANDEM_REDIS_URL": str(bench.url)})
 
 
 def test_evaluate_as_a_person_types_it(bench: Bench, shell: Shell, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from factories import classifier_card, classifier_files, language_card, language_files, vocabulary
 
-from tandem.checkpoints import files
+from tandem import volume
 from tandem.checkpoints.card import parse_card
 from tandem.checkpoints.files import (
     MANIFEST_FILE,
@@ -48,7 +48,7 @@ def rewrite(checkpoint: Path, name: str, data: bytes) -> None:
     (checkpoint / name).write_bytes(data)
     document = json.loads((checkpoint / MANIFEST_FILE).read_bytes())
     document["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (checkpoint / MANIFEST_FILE).write_text(json.dumps(document))
+    (checkpoint / MANIFEST_FILE).write_text(json.dumps(document) + "\n")
 
 
 def test_what_was_written_is_read(checkpoint: Path) -> None:
@@ -107,10 +107,10 @@ def test_one_that_is_there_is_replaced_whole(checkpoint: Path) -> None:
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device", str(path))
+    def full(paths: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "write_durably", full)
+    monkeypatch.setattr(volume, "sync_together", full)
     with pytest.raises(VolumeUnavailable, match="No space left"):
         write_checkpoint(step_directory(tmp_path, 1), FILES)
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -1,5 +1,6 @@
 """The decoder: what a text goes on from, when it ends, and how little it matters in what pieces it is written."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,7 @@ from tandem.checkpoints.tensors import build_network
 from tandem.data.vocabulary import Vocabulary, build_subwords
 from tandem.errors import CheckpointCorrupt, InvalidPrompt, InvalidRequest
 from tandem.generation.prompts import read_prompt
-from tandem.models.decoding import PREFILL_TOKENS, Sequence, find_stop_id
+from tandem.models.decoding import PREFILL_TOKENS, Sequence, find_token_id
 from tandem.models.language_models import LanguageModel
 from tandem.models.sampling import Sampling, draw
 from tandem.models.stepping import NetworkSteps
@@ -41,8 +42,12 @@ def begun(stepper: Any, sampling: Sampling, prompt: tuple[int, ...] = ()) -> Seq
     return sequence
 
 
+def words(sequence: Sequence, count: int, go_on: Callable[[], bool] = lambda: True) -> list[str]:
+    return [drawn.word for drawn in sequence.write(count, go_on)]
+
+
 def text(model: str, sampling: Sampling, count: int, prompt: tuple[int, ...] = ()) -> list[str]:
-    return begun(steps(network_of(model)), sampling, prompt).write(count)
+    return words(begun(steps(network_of(model)), sampling, prompt), count)
 
 
 class Scripted:
@@ -70,15 +75,15 @@ def test_the_words_are_those_of_the_whole_text_encoded_anew_each_time(model: str
         token_id, _ = draw(logits[0, -1], sampling, position, WORDS.unknown_id)
         token_ids.append(token_id)
         expected.append(WORDS.tokens[token_id])
-    assert begun(steps(network), sampling, (3, 4)).write(50) == expected
+    assert words(begun(steps(network), sampling, (3, 4)), 50) == expected
 
 
 @pytest.mark.parametrize("model", ["LSTM", "Transformer"])
 def test_how_it_is_cut_into_turns_does_not_matter(model: str) -> None:
     sequence = begun(steps(network_of(model)), Sampling(seed=2))
-    pieces = [sequence.write(count) for count in (1, 7, 2, 20)]
+    pieces = [words(sequence, count) for count in (1, 7, 2, 20)]
     assert [word for piece in pieces for word in piece] == text(model, Sampling(seed=2), 30)
-    assert sequence.write(100, lambda: False) == text(model, Sampling(seed=2), 31)[-1:]
+    assert words(sequence, 100, lambda: False) == text(model, Sampling(seed=2), 31)[-1:]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -95,7 +100,7 @@ def test_a_prompt_longer_than_the_context(model: str) -> None:
     torch.testing.assert_close(sequence._logits, whole[0, -1], atol=1e-4, rtol=1e-4)
     if model == "Transformer":
         # What lies further back than its layers' windows reach has no say.
-        assert begun(far, Sampling(seed=1), other).write(40) == sequence.write(40)
+        assert words(begun(far, Sampling(seed=1), other), 40) == words(sequence, 40)
 
 
 def test_a_text_begins_after_an_end_of_line_and_in_pieces() -> None:
@@ -103,42 +108,43 @@ def test_a_text_begins_after_an_end_of_line_and_in_pieces() -> None:
     sequence = begun(model, Sampling(temperature=0.0), (2,) * PREFILL_TOKENS)
     assert [len(each) for each in model.read] == [PREFILL_TOKENS, 1]
     assert model.read[0][0] == WORDS.end_id
-    assert sequence.write(3) == ["cat"] * 3
+    assert words(sequence, 3) == ["cat"] * 3
     # The last word is not read before there is another to draw.
     assert len(model.read) == 4
 
 
 def test_a_text_ends_before_the_stop_word() -> None:
     sequence = begun(Scripted(cat=1.0), Sampling(temperature=0.0, stop=("cat", "dog")))
-    assert (sequence.write(5), sequence.stopped, sequence.num_words, sequence.finish_reason) == ([], True, 0, "stop")
-    assert sequence.mean_negative_log_probability == 0.0
+    written = sequence.text
+    assert (words(sequence, 5), written.stopped, written.num_words, written.finish_reason) == ([], True, 0, "stop")
+    assert written.mean_negative_log_probability == 0.0
     going_on = begun(Scripted(cat=1.0), Sampling(temperature=0.0, stop=("dog",)))
-    assert going_on.write(5) == ["cat"] * 5
-    assert (going_on.stopped, going_on.finish_reason) == (False, "length")
+    assert words(going_on, 5) == ["cat"] * 5
+    assert (going_on.text.stopped, going_on.text.finish_reason) == (False, "length")
 
 
 def test_the_penalty_falls_on_the_prompt_and_on_what_was_drawn() -> None:
     model = Scripted(cat=4.0, dog=3.0, the=2.0)
     sampling = Sampling(temperature=0.0, repetition_penalty=4.0)
-    assert begun(model, sampling).write(4) == ["cat", "dog", "the", "cat"]
-    assert begun(model, sampling, (WORDS.ids["dog"],)).write(2) == ["cat", "the"]
+    assert words(begun(model, sampling), 4) == ["cat", "dog", "the", "cat"]
+    assert words(begun(model, sampling, (WORDS.ids["dog"],)), 2) == ["cat", "the"]
     # The end of line that the text begins after is in neither.
     model = Scripted(**{"<eos>": 4.0, "cat": 3.0})
-    assert begun(model, sampling).write(2) == ["<eos>", "cat"]
+    assert words(begun(model, sampling), 2) == ["<eos>", "cat"]
 
 
 def test_a_random_start_is_any_word_alike_and_follows_the_seed() -> None:
     model = Scripted(cat=9.0)
     starts = [
-        begun(model, Sampling(seed=seed, random_start=True, stop=("cat",), temperature=0.0)).write(1)
+        words(begun(model, Sampling(seed=seed, random_start=True, stop=("cat",), temperature=0.0)), 1)
         for seed in range(400)
     ]
     drawn = {word for (word,) in starts}
     assert drawn == set(WORDS.tokens) - {"<unk>", "<eos>", "cat"}
-    again = begun(model, Sampling(seed=7, random_start=True)).write(2)
-    assert again == begun(model, Sampling(seed=7, random_start=True)).write(2)
+    again = words(begun(model, Sampling(seed=7, random_start=True)), 2)
+    assert again == words(begun(model, Sampling(seed=7, random_start=True)), 2)
     # From the second word on the model is asked.
-    assert begun(model, Sampling(seed=7, random_start=True, temperature=0.0)).write(3)[1:] == ["cat", "cat"]
+    assert words(begun(model, Sampling(seed=7, random_start=True, temperature=0.0)), 3)[1:] == ["cat", "cat"]
 
 
 def test_no_word_to_start_with() -> None:
@@ -158,19 +164,19 @@ def test_answers_that_are_no_numbers_end_the_text_with_an_error(cut: dict[str, A
 
 
 def test_stop_words_are_words_of_the_vocabulary() -> None:
-    assert find_stop_id(WORDS, "cat") == WORDS.ids["cat"]
-    assert find_stop_id(WORDS, "<eos>") == find_stop_id(WORDS, "\n") == WORDS.end_id
+    assert find_token_id(WORDS, "cat", "stop") == WORDS.ids["cat"]
+    assert find_token_id(WORDS, "<eos>", "stop") == find_token_id(WORDS, "\n", "stop") == WORDS.end_id
     for stop, says in (("zebra", "not in"), ("the cat", "is 2 words"), ("", "is empty")):
         with pytest.raises(InvalidRequest, match=says) as caught:
-            find_stop_id(WORDS, stop)
+            find_token_id(WORDS, stop, "stop")
         assert caught.value.field == "sampling.stop"
 
 
 def test_subwords_stop_at_line_ends_alone() -> None:
     subwords = build_subwords(lambda: ["the cat sat on the mat"] * 20, 300)
-    assert find_stop_id(subwords, "<eos>") == find_stop_id(subwords, "\n") == subwords.end_id
-    with pytest.raises(InvalidRequest, match=r"stop 'the': a model of subwords can stop at <eos> alone"):
-        find_stop_id(subwords, "the")
+    assert find_token_id(subwords, "<eos>", "stop") == find_token_id(subwords, "\n", "stop") == subwords.end_id
+    with pytest.raises(InvalidRequest, match=r"stop 'the': a model of subwords takes <eos> alone"):
+        find_token_id(subwords, "the", "stop")
 
 
 def test_a_word_that_is_never_drawn_can_not_stop_a_text() -> None:

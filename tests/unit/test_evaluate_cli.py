@@ -233,7 +233,7 @@ def test_the_help_lists_it(tandem: Terminal) -> None:
 def test_an_evaluation_is_followed_by_batches_and_ends_with_its_metrics(tmp_path: Path) -> None:
     running = machine.start(write_run(Volume(tmp_path), "r", "evaluate_classifier"))
     running = machine.report(running, Progress(step=3, num_steps=79, rate=1234.5, time_left_s=5))
-    assert progress_text(running) == "batch 3/79  1,234 images/s  5 s left"
+    assert progress_text(running) == "4 %  batch 3/79  1,234 images/s  5 s left"
     done = machine.finish(machine.report(running, Progress(metrics=METRICS)), model_version=None)
     assert closing_line(done) == (
         "run r SUCCEEDED: tiny:1 on pets  acc@1 61.50 %  acc@5 84.25 %  loss 1.620  calibration error 0.031"
@@ -243,7 +243,7 @@ def test_an_evaluation_is_followed_by_batches_and_ends_with_its_metrics(tmp_path
 def test_an_evaluation_of_a_text_is_followed_by_words_and_ends_with_each_perplexity(tmp_path: Path) -> None:
     running = machine.start(write_run(Volume(tmp_path), "r", "evaluate_language_model"))
     running = machine.report(running, Progress(step=512, num_steps=245_000, rate=9876.5, time_left_s=25))
-    assert progress_text(running) == "word 512/245000  9,876 words/s  25 s left"
+    assert progress_text(running) == "0 %  word 512/245000  9,876 words/s  25 s left"
     metrics = {"loss": 4.5, "ppl": 90.017, "dynamic_loss": 4.25, "dynamic_ppl": 70.105}
     done = machine.finish(machine.report(running, Progress(metrics=metrics)), model_version=None)
     assert closing_line(done) == "run r SUCCEEDED: tiny:1 on pets  loss 4.500  ppl 90.02  dynamic ppl 70.11"

@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from tandem.checkpoints.card import Preprocessing
-from tandem.data.images import decode_image, normalise, resize_and_crop
+from tandem.data.images import decode_image, normalise, resize_and_crop, to_pixels
+from tandem.data.raw_image import RawImage
 from tandem.errors import InvalidImage
 
 GREY = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 3)
@@ -54,6 +55,30 @@ def test_jpeg_is_close_to_what_it_was(mode: str) -> None:
     image = picture(2, 24, 24, mode)
     pixels = decode_image(encode(image, "JPEG", quality=95)).permute(1, 2, 0).numpy().astype(int)
     assert np.abs(pixels - np.array(image.convert("RGB")).astype(int)).mean() < 6
+
+
+def test_raw_pixels_are_those_of_the_picture() -> None:
+    image = picture(3, 20, 12)
+    pixels = to_pixels(RawImage(20, 12, image.tobytes()))
+    assert pixels.is_contiguous()
+    assert torch.equal(pixels, to_pixels(encode(image, "PNG")))
+    # Memory of their own: bytes must not change with them.
+    assert pixels.add_(1).dtype == torch.uint8
+    assert image.tobytes() == picture(3, 20, 12).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (RawImage(0, 4, b""), "0×4 pixels; width and height"),
+        (RawImage(4, -1, b""), "4×-1 pixels; width and height"),
+        (RawImage(4, 4, bytes(47)), "47 bytes; 4×4 pixels of RGB are 48"),
+        (RawImage(2**31 - 1, 2**31 - 1, b""), "the limit is 50,000,000"),
+    ],
+)
+def test_raw_pixels_of_another_size_than_they_say(raw: RawImage, says: str) -> None:
+    with pytest.raises(InvalidImage, match=says):
+        to_pixels(raw)
 
 
 @pytest.mark.parametrize("value", [200, 30_000, 65_535])

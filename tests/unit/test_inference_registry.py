@@ -10,15 +10,16 @@ from typing import cast
 import pytest
 from factories import classifier_card
 
-from services.inference import registry as module
+from services.inference import residents as module
 from services.inference import watch
 from services.inference.loading import Served, ServedClassifier
-from services.inference.registry import ServingRegistry
+from services.inference.memory import Footprint, MemoryBudget
+from services.inference.registry import ServingRegistry, Wiring
 from services.inference.runtimes.interface import ClassifierRuntime
 from services.inference.watch import scan
 from tandem.checkpoints.files import step_directory, write_checkpoint, write_pointer
 from tandem.checkpoints.registry import Located, Registry
-from tandem.errors import CheckpointCorrupt, InvalidReference, ModelNotFound
+from tandem.errors import CheckpointCorrupt, InvalidReference, ModelNotFound, ModelUnloaded
 from tandem.volume import Volume
 
 
@@ -40,7 +41,7 @@ class FakeLoader:
             raise MemoryError("no room")
         if located.label in self.broken:
             raise CheckpointCorrupt("a bit is flipped")
-        return ServedClassifier(located, classifier_card(), cast(ClassifierRuntime, None))
+        return ServedClassifier(located, classifier_card(), cast(ClassifierRuntime, None), footprint=Footprint(1))
 
 
 @pytest.fixture
@@ -55,7 +56,8 @@ def loader() -> FakeLoader:
 
 @pytest.fixture
 def models(volume: Volume, loader: FakeLoader) -> ServingRegistry:
-    return ServingRegistry(Registry(volume), loader, max_loaded=3)
+    """Versions take a byte each; three fit."""
+    return ServingRegistry(Registry(volume), Wiring(loader, needed_bytes=lambda _: 1), MemoryBudget(3))
 
 
 @pytest.fixture
@@ -117,8 +119,11 @@ async def test_the_old_one_answers_until_the_new_one_is_loaded(
     loader.gate.set()
     assert await refreshing == {"m": True}
     assert await label(models, "m") == "m:2"
-    assert await label(models, "m:1") == "m:1"
     assert loader.loads == ["m:1", "m:2"]
+    # The old one has gone; whoever asks for it by its number gets it.
+    assert models.loaded_versions("m") == (2,)
+    assert await label(models, "m:1") == "m:1"
+    assert models.loaded_versions("m") == (1, 2)
 
 
 async def test_a_broken_version_is_refused_and_the_old_one_goes_on(
@@ -255,11 +260,11 @@ async def test_runs_count_among_what_is_loaded(models: ServingRegistry, publish:
     publish("a", "b", "c", "d", "e")
     for number in range(5):
         assert await label(models, f"run:r{number}") == f"run:r{number}/1"
-        assert len(models._loaded) <= 3
-    await asyncio.gather(*(models.get(name) for name in "abcde"))
-    assert len(models._loaded) == 3
+        assert len(models.loaded()) <= 3
+    await asyncio.gather(*(label(models, name) for name in "abcde"))
+    assert len(models.loaded()) == 3
     assert {served.located.label for served in models._pointers.values()} <= {
-        served.located.label for served in models._loaded.values()
+        served.located.label for served in models.loaded()
     }
 
 
@@ -336,3 +341,49 @@ def test_a_scan_sees_each_change(volume: Volume, publish: Callable[..., None]) -
     seen.append(scan(volume.models))
     assert len(set(seen)) == 6
     assert scan(volume.models) == seen[-1]
+
+
+async def test_an_unloaded_model_is_out_of_service_until_it_is_loaded(
+    models: ServingRegistry, loader: FakeLoader, publish: Callable[..., None]
+) -> None:
+    publish("m", "other")
+    assert await models.refresh() == {"m": True, "other": True}
+    await models.unload("m")
+    assert models.loaded_versions("m") == ()
+    for reference in ("m", "m:1", "m@latest"):
+        with pytest.raises(ModelUnloaded, match="load it"):
+            await models.get(reference)
+    publish("m")
+    assert await models.refresh() == {"m": False, "other": True}
+    assert loader.loads.count("m:2") == 0
+    assert (await models.load("m")).located.label == "m:2"
+    assert await label(models, "m") == "m:2"
+    with pytest.raises(ModelNotFound):
+        await models.unload("nobody")
+
+
+async def test_a_model_that_is_unloaded_during_its_load_stays_out(
+    models: ServingRegistry, loader: FakeLoader, publish: Callable[..., None]
+) -> None:
+    publish("m")
+    loader.gate = asyncio.Event()
+    caller = asyncio.create_task(models.get("m"))
+    while not loader.loads:
+        await asyncio.sleep(0)
+    await models.unload("m")
+    loader.gate.set()
+    assert (await caller).located.label == "m:1", "whoever came before is answered"
+    assert models.loaded_versions("m") == ()
+    with pytest.raises(ModelUnloaded):
+        await models.get("m")
+
+
+async def test_what_is_mended_is_loaded_at_once_when_it_is_asked_for(
+    models: ServingRegistry, loader: FakeLoader, publish: Callable[..., None]
+) -> None:
+    publish("m")
+    loader.broken.add("m:1")
+    with pytest.raises(CheckpointCorrupt):
+        await models.load("m")
+    loader.broken.clear()
+    assert (await models.load("m")).located.label == "m:1"

@@ -1,17 +1,26 @@
 """Guarantee 5: a prediction does not depend on what it was batched with, to the bit on a CPU."""
 
+import gc
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from factories import language_card
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.inference.classify import best_classes
-from services.inference.runtimes.eager import EagerClassifier, EagerLanguageModel
+from services.inference.runtimes import openvino
+from services.inference.runtimes.eager import EagerClassifier
+from services.inference.runtimes.interface import Precision
+from services.inference.runtimes.language import EagerLanguageModel
+from services.inference.runtimes.openvino import SIZES, GraphCache, OpenVinoClassifier
+from services.inference.runtimes.pixels import FromPixels, in_buckets
 from services.inference.scheduler import DeviceScheduler
 from tandem.checkpoints.card import Preprocessing
 from tandem.checkpoints.tensors import build_network
+from tandem.data.images import normalise
 from tandem.data.manifest import ClassName
 from tandem.errors import CheckpointCorrupt
 from tandem.models.classifiers import build_classifier
@@ -26,16 +35,28 @@ def scheduler() -> Iterator[DeviceScheduler]:
     scheduler.close()
 
 
-def runtime_of(arch: str, size: int = 32, num_classes: int = 10) -> EagerClassifier:
-    torch.manual_seed(1)
+def network_of(arch: str, size: int = 32, num_classes: int = 10, seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
     network = build_classifier(arch, num_classes, size)
     for parameter in network.parameters():
         if parameter.dim() > 1:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     # One pass for sensible statistics of BatchNorm.
     network.train()(torch.randn(8, 3, size, size))
-    preprocessing = Preprocessing(resize=size, image_size=size, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-    return EagerClassifier(network.eval().requires_grad_(False), preprocessing, CPU)
+    return network.eval().requires_grad_(False)
+
+
+def preprocessing_of(size: int) -> Preprocessing:
+    return Preprocessing(resize=size, image_size=size, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+def runtime_of(arch: str, size: int = 32, num_classes: int = 10) -> EagerClassifier:
+    return EagerClassifier(network_of(arch, size, num_classes), preprocessing_of(size), CPU)
+
+
+def openvino_of(graphs: GraphCache, network: nn.Module, size: int, precision: Precision) -> OpenVinoClassifier:
+    graph = graphs.graph(FromPixels(network, preprocessing_of(size)), size)
+    return OpenVinoClassifier(graph, size, precision, 2)
 
 
 def images(count: int, size: int = 32) -> Tensor:
@@ -60,6 +81,86 @@ async def test_networks_that_keep_a_rest_keep_it_small(scheduler: DeviceSchedule
     together = (await scheduler.predict(runtime, pixels)).value
     alone = torch.cat([(await scheduler.predict(runtime, piece)).value for piece in torch.split(pixels, 1)])
     torch.testing.assert_close(alone, together, atol=1e-5 * float(together.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small"])
+def test_openvino_gives_a_row_the_same_bits_at_any_size_place_and_among_any_neighbours(
+    arch: str, precision: Precision
+) -> None:
+    runtime, pixels = openvino_of(GraphCache(), network_of(arch, 64), 64, precision), images(33, 64)
+    assert runtime.dtype == precision
+    alone = torch.cat([runtime.predict(image) for image in torch.split(pixels, 1)])
+    assert len({tuple(row) for row in alone.tolist()}) == 33
+    generator = torch.Generator().manual_seed(3)
+    for size in range(1, 34):
+        rows = torch.randint(0, 33, (size,), generator=generator)
+        assert torch.equal(runtime.predict(pixels[:size]), alone[:size]), f"the first {size} differ"
+        assert torch.equal(runtime.predict(pixels[rows]), alone[rows]), f"{size} drawn ones differ"
+
+
+def test_openvino_takes_weights_over_into_a_graph_of_the_same_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, graphs = images(5), GraphCache()
+    first, second = network_of("resnet18", seed=1), network_of("resnet18", seed=2)
+    expected = [openvino_of(GraphCache(), each, 32, "float32").predict(pixels) for each in (first, second)]
+    assert not torch.equal(*expected)
+    kept = openvino_of(graphs, first, 32, "float32")
+    convert, calls = openvino._convert, list[int]()
+
+    def counted(network: FromPixels, image_size: int) -> Any:
+        calls.append(image_size)
+        return convert(network, image_size)
+
+    monkeypatch.setattr(openvino, "_convert", counted)
+    swapped = openvino_of(graphs, second, 32, "float32")
+    assert calls == []
+    assert torch.equal(swapped.predict(pixels), expected[1])
+    assert torch.equal(kept.predict(pixels), expected[0])
+    openvino_of(graphs, network_of("resnet18", num_classes=11), 32, "float32")
+    assert len(calls) == 1
+
+
+def test_a_structure_is_traced_once_and_all_but_its_first_graph_goes_with_its_model() -> None:
+    graphs, gone = GraphCache(), []
+    for _ in range(3):
+        runtime = openvino_of(graphs, network_of("squeezenet1_1"), 32, "float32")
+        gone.append((weakref.ref(runtime), weakref.ref(runtime._graph)))
+        del runtime
+    gc.collect()
+    assert [(runtime() is None, graph() is None) for runtime, graph in gone] == [
+        (True, False),
+        (True, True),
+        (True, True),
+    ]
+    assert len(graphs._graphs) == 1
+
+
+def test_answers_of_openvino_are_not_overwritten_by_the_next() -> None:
+    runtime, pixels = openvino_of(GraphCache(), network_of("squeezenet1_1"), 32, "float32"), images(2)
+    first = runtime.predict(pixels[:1])
+    kept = first.clone()
+    assert not torch.equal(runtime.predict(pixels[1:]), kept)
+    assert torch.equal(first, kept)
+
+
+def test_pixels_are_normalised_as_everywhere() -> None:
+    preprocessing = Preprocessing(resize=8, image_size=8, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    pixels = images(9, 8)
+    assert torch.equal(FromPixels(nn.Flatten(), preprocessing)(pixels), normalise(pixels, preprocessing).flatten(1))
+
+
+def test_batches_are_filled_up_to_the_next_size_and_cut_at_the_last() -> None:
+    sizes: list[int] = []
+
+    def run(pixels: Tensor) -> Tensor:
+        sizes.append(len(pixels))
+        return pixels.flatten(1)[:, :4].float()
+
+    for count, expected in ((1, [1]), (9, [12]), (32, [32]), (75, [32, 32, 12])):
+        sizes.clear()
+        pixels = images(count, 8)
+        assert torch.equal(in_buckets(pixels, SIZES, run), pixels.flatten(1)[:, :4].float())
+        assert sizes == expected
 
 
 def test_the_best_classes_come_first_and_top_k_is_clipped() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -6,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from services.inference.scheduler import MAX_BATCH, DeviceScheduler
+from services.inference.scheduler import MAX_BATCH, DeviceScheduler, Priority
 from tandem.errors import DeadlineExceeded, QueueFull, Unavailable
 
 
@@ -151,3 +152,202 @@ async def test_closing_ends_what_runs_and_fails_what_waits() -> None:
     with pytest.raises(Unavailable, match="stopping"):
         await asyncio.wait_for(scheduler.run(lambda: ran.append(1)), 1)
     assert ran == []
+
+
+class Slow(Doubler):
+    """A runtime that takes a little for each batch and each image, and fails where it is told to."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def predict(self, pixels: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.004 + 0.001 * pixels.shape[0])
+        if self.fails:
+            raise ZeroDivisionError
+        return super().predict(pixels)
+
+
+def image(number: int) -> torch.Tensor:
+    return torch.tensor([[number]])
+
+
+async def held(scheduler: DeviceScheduler) -> tuple[Gate, "asyncio.Task[object]"]:
+    """Hold the device; open the gate and await the task to let it go on."""
+    gate = Gate()
+    holding = asyncio.create_task(scheduler.run(gate))
+    assert await asyncio.to_thread(gate.entered.wait, 5)
+    return gate, holding
+
+
+async def test_calls_share_batches_and_each_gets_its_own_rows(scheduler: DeviceScheduler) -> None:
+    runtime = Doubler()
+    gate, holding = await held(scheduler)
+    calls = [
+        asyncio.create_task(scheduler.predict(runtime, torch.arange(first, first + size).reshape(-1, 1), joins=True))
+        for first, size in ((0, 1), (100, 30), (200, 3), (300, 40))
+    ]
+    apart = asyncio.create_task(scheduler.predict(runtime, image(7)))
+    await asyncio.sleep(0.01)
+    gate.opened.set()
+    answers = [(await call).value.flatten().tolist() for call in calls]
+    await holding
+    assert answers == [
+        [2 * (first + n) for n in range(size)] for first, size in ((0, 1), (100, 30), (200, 3), (300, 40))
+    ]
+    assert (await apart).value.tolist() == [[14]]
+    assert sorted(runtime.sizes) == [1, 10, 32, 32]
+
+
+async def test_images_of_other_shapes_never_meet(scheduler: DeviceScheduler) -> None:
+    runtime = Doubler()
+    gate, holding = await held(scheduler)
+    shapes = ((1, 3), (2, 3), (1, 4))
+    calls = [asyncio.create_task(scheduler.predict(runtime, torch.ones(shape), joins=True)) for shape in shapes]
+    await asyncio.sleep(0.01)
+    gate.opened.set()
+    assert [tuple((await call).value.shape) for call in calls] == list(shapes)
+    await holding
+
+
+async def test_a_batch_that_fails_fails_its_calls_alone(scheduler: DeviceScheduler) -> None:
+    broken, whole = Slow(fails=True), Slow()
+    calls = [
+        scheduler.predict(runtime, image(number), joins=True) for number, runtime in enumerate([broken, whole] * 5)
+    ]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(answer, ZeroDivisionError) for answer in answers] == [True, False] * 5
+    large = scheduler.predict(broken, torch.zeros(3 * MAX_BATCH, 1), joins=True)
+    with pytest.raises(ZeroDivisionError):
+        await large
+    assert scheduler.num_waiting == 0
+
+
+async def test_a_thousand_cancelled_calls_leave_it_empty_and_serving(scheduler: DeviceScheduler) -> None:
+    runtime, sizes = Slow(), [1, 2, 40]
+    storm = [
+        asyncio.create_task(scheduler.predict(runtime, torch.zeros(sizes[number % 3], 1), joins=number % 5 > 0))
+        for number in range(1000)
+    ]
+    for number, task in enumerate(storm):
+        if number % 50 == 0:
+            await asyncio.sleep(0.001)
+        task.cancel()
+    answers = await asyncio.gather(*storm, return_exceptions=True)
+    num_answered = sum(not isinstance(answer, BaseException) for answer in answers)
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers if isinstance(answer, BaseException))
+    assert scheduler.num_waiting == 0
+    assert (await scheduler.predict(runtime, image(4), joins=True)).value.tolist() == [[8]]
+    # What was cancelled before its turn was never computed: of some 14,000 images, a few batches at the most.
+    assert sum(runtime.sizes) < 3000
+    assert num_answered < 500
+
+
+async def test_what_cannot_be_in_time_is_refused_at_once(scheduler: DeviceScheduler) -> None:
+    runtime = Slow()
+    for size in (1, 8, 32, 4, 16):
+        await scheduler.predict(runtime, torch.zeros(size, 1))
+    started_at = time.monotonic()
+    with (
+        pytest.raises(
+            DeadlineExceeded, match=r"about [\d.]+ ms, and the deadline is in 1[\d.]+ ms: give the call more time"
+        ),
+        scheduler.admit(32, runtime, deadline=time.monotonic() + 0.0199),
+    ):
+        pass
+    assert time.monotonic() - started_at < 0.02
+    assert scheduler.num_items == 0
+    with scheduler.admit(32, runtime, deadline=time.monotonic() + 10) as place:
+        await place.predict(runtime, torch.zeros(32, 1))
+
+
+async def test_a_full_queue_says_when_there_will_be_room(scheduler: DeviceScheduler) -> None:
+    runtime = Slow()
+    for size in (1, 8, 32, 4, 16):
+        await scheduler.predict(runtime, torch.zeros(size, 1))
+    gate, holding = await held(scheduler)
+    with scheduler.admit(320, runtime) as place:
+        waiting = asyncio.create_task(place.predict(runtime, torch.zeros(320, 1), joins=True))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull) as caught, scheduler.admit(10, runtime):
+            pass
+        gate.opened.set()
+        await waiting
+    await holding
+    # Ten batches of 36 ms, and all of them must go, since one call fills the queue.
+    assert 0.2 < caught.value.retry_after_s < 1.5
+
+
+async def test_an_idle_device_does_not_wait_where_nothing_is_on_its_way() -> None:
+    scheduler, runtime = DeviceScheduler(torch.device("cpu"), max_delay_s=30.0), Doubler()
+    try:
+        with scheduler.admit(1, runtime, joins=True) as place:
+            await asyncio.wait_for(place.predict(runtime, image(1), joins=True), 5)
+        with scheduler.admit(1, runtime, joins=True) as first, scheduler.admit(1, runtime, joins=True) as second:
+            waiting = asyncio.create_task(first.predict(runtime, image(1), joins=True))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            both = await asyncio.wait_for(asyncio.gather(waiting, second.predict(runtime, image(2), joins=True)), 5)
+        assert [each.value.item() for each in both] == [2, 4]
+        with scheduler.admit(1, runtime, joins=True) as first:
+            with scheduler.admit(1, runtime, joins=True):
+                waiting = asyncio.create_task(first.predict(runtime, image(1), joins=True))
+                await asyncio.sleep(0.01)
+            # The other has left without an image (it could not be decoded).
+            await asyncio.wait_for(waiting, 5)
+    finally:
+        scheduler.close()
+    assert runtime.sizes == [1, 2, 1]
+
+
+async def test_the_urgent_overtake(scheduler: DeviceScheduler) -> None:
+    gate, holding = await held(scheduler)
+    order: list[Priority] = []
+
+    async def call(priority: Priority) -> None:
+        await scheduler.run(lambda: order.append(priority), priority=priority)
+
+    calls = [asyncio.create_task(call(priority)) for priority in (Priority.LOW, Priority.NORMAL, Priority.HIGH)]
+    await asyncio.sleep(0.01)
+    gate.opened.set()
+    await asyncio.gather(holding, *calls)
+    assert order == [Priority.HIGH, Priority.NORMAL, Priority.LOW]
+
+
+async def test_nothing_is_kept_of_a_runtime_that_is_gone(scheduler: DeviceScheduler) -> None:
+    runtime = Doubler()
+    with scheduler.admit(1, runtime) as place:
+        await place.predict(runtime, image(1), joins=True)
+    assert len(scheduler._lanes) == 1
+    del runtime, place
+    await scheduler.run(lambda: None)
+    gc.collect()
+    assert len(scheduler._lanes) == 0
+
+
+async def test_the_best_classes_hang_on_no_neighbour_not_even_where_they_are_equal(scheduler: DeviceScheduler) -> None:
+    class Certain:
+        """A runtime that is sure of a class, so that all others have the same probability: 0."""
+
+        def predict(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(pixels[:, 0].long(), 300).float() * 1000
+
+    runtime, sizes = Certain(), ((5, 1), (2, 7), (300, 3), (999, 1), (5, 40))
+    alone = []
+    for number, (top_k, size) in enumerate(sizes):
+        with scheduler.admit(size, runtime) as place:
+            alone.append((await place.rank(runtime, torch.full((size, 1), number), top_k, joins=True)).value)
+    gate, holding = await held(scheduler)
+    places = [scheduler._enter(1, (runtime,), 0, None, Priority.NORMAL, False, False) for _ in sizes]
+    together = [
+        asyncio.create_task(place.rank(runtime, torch.full((size, 1), number), top_k, joins=True))
+        for number, (place, (top_k, size)) in enumerate(zip(places, sizes, strict=True))
+    ]
+    await asyncio.sleep(0.01)
+    gate.opened.set()
+    await holding
+    for task, by_itself, (top_k, size) in zip(together, alone, sizes, strict=True):
+        answer = (await task).value
+        assert answer.indices.shape == (size, min(top_k, 300))
+        assert torch.equal(answer.indices, by_itself.indices)
+        assert torch.equal(answer.probabilities, by_itself.probabilities)

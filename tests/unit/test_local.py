@@ -8,6 +8,7 @@ import pytest
 
 from tandem.errors import BrokerUnavailable, InvalidRequest, ServerUnavailable, VolumeUnavailable
 from tandem.local.broker import broker_url, server_command, socket_path
+from tandem.local.stack import _metrics_of_inference
 from tandem.local.state import (
     STATE_FILE,
     Service,
@@ -17,8 +18,8 @@ from tandem.local.state import (
     own_service,
     process_start_time,
     read_state,
+    require_broker,
     require_inference_address,
-    require_redis_url,
 )
 from tandem.settings import Settings
 from tandem.volume import Volume, replace_file, replace_json, volume_errors
@@ -30,19 +31,20 @@ def settings(home: Path, **variables: str) -> Settings:
 
 def write_state(home: Path, manager: Service) -> None:
     (home / "local").mkdir()
-    services = {name: Service(pid=1, start_time=1, address=f"{name}-address") for name in ("broker", "inference")}
+    addresses = {"broker": "redis://broker:1/0", "inference": "inference-address"}
+    services = {name: Service(pid=1, start_time=1, address=address) for name, address in addresses.items()}
     replace_json(home / "local" / STATE_FILE, SystemState(manager=manager, services=services).model_dump())
 
 
 def test_addresses_come_from_the_environment_first_and_from_up_second(tmp_path: Path) -> None:
     with pytest.raises(BrokerUnavailable, match="tandem up"):
-        require_redis_url(settings(tmp_path))
+        require_broker(settings(tmp_path))
     with pytest.raises(ServerUnavailable, match="tandem up"):
         require_inference_address(settings(tmp_path))
     write_state(tmp_path, own_service())
-    assert require_redis_url(settings(tmp_path)) == "broker-address"
+    assert str(require_broker(settings(tmp_path))) == "redis://broker:1/0"
     assert require_inference_address(settings(tmp_path)) == "inference-address"
-    assert find_system(settings(tmp_path, REDIS_URL="redis://elsewhere")).redis_url == "redis://elsewhere"
+    assert str(find_system(settings(tmp_path, REDIS_URL="redis://elsewhere")).broker) == "redis://elsewhere:6379/0"
 
 
 def test_the_state_of_a_dead_manager_counts_for_nothing(tmp_path: Path) -> None:
@@ -71,12 +73,27 @@ def test_the_embedded_broker_listens_on_no_port_and_forgets_nothing(tmp_path: Pa
     assert options["--maxmemory-policy"] == "noeviction"
 
 
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [
+        (None, {}),
+        (("127.0.0.1", 0), {"TANDEM_METRICS_LISTEN": "127.0.0.1:0"}),
+        (("127.0.0.1", 9464), {"TANDEM_METRICS_LISTEN": "127.0.0.1:9465"}),
+        (("::1", 9464), {"TANDEM_METRICS_LISTEN": "[::1]:9465"}),
+    ],
+)
+def test_trainer_and_inference_of_one_machine_share_no_port(
+    listen: tuple[str, int] | None, expected: dict[str, str]
+) -> None:
+    assert _metrics_of_inference(listen) == expected
+
+
 def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="TANDEM_LEASE_S='soon'"):
         settings(tmp_path, TANDEM_LEASE_S="soon")
     with pytest.raises(InvalidRequest, match="TANDEM_STOP_GRACE_S='-1'"):
         settings(tmp_path, TANDEM_STOP_GRACE_S="-1")
-    assert settings(tmp_path).lease_s == 15.0
+    assert settings(tmp_path).lease_s == 5.0
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

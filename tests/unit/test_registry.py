@@ -1,13 +1,22 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tandem.checkpoints.files import step_directory, write_checkpoint, write_pointer
 from tandem.checkpoints.references import ModelReference, RunReference, parse_reference
-from tandem.checkpoints.registry import Registry, describe
-from tandem.errors import CheckpointCorrupt, InvalidName, InvalidReference, ModelNotFound, RunNotFound
+from tandem.checkpoints.registry import MAX_ALIASES, Registry, describe
+from tandem.errors import (
+    CheckpointCorrupt,
+    Conflict,
+    InvalidName,
+    InvalidReference,
+    InvalidRequest,
+    ModelNotFound,
+    RunNotFound,
+)
 from tandem.volume import Volume
 
 
@@ -160,3 +169,52 @@ def test_other_texts_are_no_references(text: str) -> None:
 def test_names_never_become_paths_elsewhere(registry: Registry, name: str) -> None:
     with pytest.raises(InvalidName):
         registry.volume.model(name)
+
+
+def test_aliases_set_by_hand_outlive_what_is_published(registry: Registry) -> None:
+    publish(registry, "r1", 0.5)
+    assert registry.set_alias("m", "production", 1, "a person") is None
+    publish(registry, "r2", 0.4)
+    assert registry.aliases("m") == {"latest": 2, "best": 2, "production": 1}
+    assert registry.resolve("m@production").label == "m:1"
+    history = (registry.volume.model("m") / "history.jsonl").read_text()
+    assert registry.set_alias("m", "production", 1, "another") == 1
+    # What changes nothing is no history.
+    assert (registry.volume.model("m") / "history.jsonl").read_text() == history
+    assert registry.delete_alias("m", "production", "a person") == 1
+    assert registry.aliases("m") == {"latest": 2, "best": 2}
+    last = json.loads((registry.volume.model("m") / "history.jsonl").read_text().splitlines()[-1])
+    assert {key: last[key] for key in ("alias", "from", "to", "by")} == {
+        "alias": "production",
+        "from": 1,
+        "to": None,
+        "by": "a person",
+    }
+
+
+@pytest.mark.parametrize("alias", ["latest", "best"])
+def test_what_moves_by_itself_is_not_set_by_hand(registry: Registry, alias: str) -> None:
+    publish(registry, "r1", 0.5)
+    changes: list[Callable[[], object]] = [
+        lambda: registry.set_alias("m", alias, 1, ""),
+        lambda: registry.delete_alias("m", alias, ""),
+    ]
+    for change in changes:
+        with pytest.raises(InvalidRequest, match="moves by itself") as caught:
+            change()
+        assert caught.value.field == "alias"
+    assert registry.aliases("m") == {"latest": 1, "best": 1}
+
+
+def test_aliases_are_bounded_and_need_what_they_name(registry: Registry) -> None:
+    with pytest.raises(ModelNotFound):
+        registry.set_alias("m", "x", 1, "")
+    assert not registry.volume.model("m").exists()
+    publish(registry, "r1", 0.5)
+    with pytest.raises(ModelNotFound, match="no version 2"):
+        registry.set_alias("m", "x", 2, "")
+    for number in range(MAX_ALIASES - 2):
+        registry.set_alias("m", f"a{number}", 1, "")
+    with pytest.raises(Conflict, match="which is the limit"):
+        registry.set_alias("m", "one-more", 1, "")
+    registry.set_alias("m", "a0", 1, "")

@@ -31,6 +31,9 @@ class FakeContext:
     def time_remaining(self) -> float | None:
         return self._remaining_s
 
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
     async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any = ()) -> NoReturn:
         self.ended = (code, details, dict(trailing_metadata))
         raise Aborted(details)
@@ -222,6 +225,6 @@ async def test_requests_are_checked_before_anything_is_asked_of_the_engine(
     call: Callable[[InferenceServicer, FakeContext], Any], says: str
 ) -> None:
     # Whatever would be asked of this engine would fail.
-    servicer = InferenceServicer(cast(Any, None))
+    servicer = InferenceServicer(cast(Any, None), Boundary("/").status)
     with pytest.raises(InvalidRequest, match=says):
         await call(servicer, FakeContext(remaining_s=1.0))

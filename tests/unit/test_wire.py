@@ -1,3 +1,6 @@
+import math
+from typing import get_args
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
@@ -5,12 +8,29 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from tandem import errors
 from tandem.comparison.paired import PairedTable
 from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
+from tandem.data.raw_image import RawImage
 from tandem.errors import QueueFull
 from tandem.wire import convert
 from tandem.wire.limits import MAX_ANSWERS
-from tandem.wire.requests import SamplingOptions, generate_request, image_messages
-from tandem.wire.results import Classification, GenerationSummary, ImageResult, ModelDetails, ModelInfo, TextPiece
-from tandem.wire.status import DETAILS_KEY, PUSHBACK_KEY, WireStatus, from_rpc_error, to_status
+from tandem.wire.requests import SamplingOptions, generate_request, image_messages, score_request
+from tandem.wire.results import (
+    Alternative,
+    ChangeKind,
+    Classification,
+    GenerationSummary,
+    ImageResult,
+    ModelChange,
+    ModelDetails,
+    ModelInfo,
+    ModelsSnapshot,
+    RuntimeDetails,
+    Scoring,
+    TextPiece,
+    TextScore,
+    TokenScore,
+)
+from tandem.wire.status import DETAILS_KEY, PUSHBACK_KEY, WireStatus, from_rich, from_rpc_error, to_rich, to_status
+from tandem.wire.v1 import inference_pb2 as pb
 
 VERSION = ModelVersion("digits", 3, "r1", 120, "resnet18", "float32")
 SCORED = (ScoredClass(1, "n1", "one", 0.75), ScoredClass(0, "n0", "zero", 0.25))
@@ -142,10 +162,68 @@ def test_texts_and_models_survive_the_wire() -> None:
     summary = GenerationSummary(VERSION, 2, 3, 2**64 - 1, "length", ("x",), 1.5, TIMINGS)
     assert convert.generation_from_wire(convert.generation_to_wire(summary)) == summary
     assert summary.perplexity == pytest.approx(4.4817, abs=1e-4)
-    info = ModelInfo("m", "classifier", 3, {"best": 2}, (1, 2, 3), (3,))
+    info = ModelInfo("m", "classifier", 3, {"best": 2}, (1, 2, 3), (3,), {2: "altered"}, True)
     assert convert.info_from_wire(convert.info_to_wire(info)) == info
-    details = ModelDetails(VERSION, "classifier", {"val_loss": 0.5}, 12, ("n0", "n1"), 64, 0)
+    runtime = RuntimeDetails("openvino", "bfloat16", "openvino: the only one tried", 0.5, 0.25)
+    details = ModelDetails(VERSION, "classifier", {"val_loss": 0.5}, 12, ("n0", "n1"), 64, 0, runtime)
     assert convert.details_from_wire(convert.details_to_wire(details)) == details
+
+
+def test_scores_survive_the_wire_and_their_sums_are_weighted_by_tokens() -> None:
+    tokens = (
+        TokenScore("a", 3, -1.5, (Alternative("b", 2, -0.5), Alternative("a", 3, -1.5))),
+        TokenScore("x", 0, -2.5),
+    )
+    answer = Scoring(VERSION, (TextScore(tokens, ("zebra",), 1), TextScore((TokenScore("a", 3, -7.0),))), TIMINGS)
+    message = convert.scoring_to_wire(answer)
+    assert convert.scoring_from_wire(message) == answer
+    first, whole = message.results[0].summary, message.summary
+    assert (first.num_tokens, first.sum_log_probability, first.mean_log_probability, first.num_unknown) == (
+        2,
+        -4,
+        -2,
+        1,
+    )
+    assert first.perplexity == pytest.approx(math.exp(2))
+    # Three tokens of 11 nats, not the mean of two means.
+    assert (whole.num_tokens, whole.num_unknown) == (3, 1)
+    assert whole.mean_log_probability == pytest.approx(-11 / 3)
+    assert answer.summary.perplexity == whole.perplexity
+    # Far beyond what a double holds.
+    assert math.isfinite(TextScore((TokenScore("a", 3, -1e9),)).summary.perplexity)
+
+
+def test_each_change_of_a_model_survives_the_wire() -> None:
+    for kind in get_args(ChangeKind):
+        change = ModelChange(kind, "m", 2, "production", 1, "why")
+        assert convert.update_from_wire(convert.update_to_wire(change)) == change
+    snapshot = ModelsSnapshot((ModelInfo("m", "classifier", 1, {}, (1,), ()),))
+    assert convert.update_from_wire(convert.update_to_wire(snapshot)) == snapshot
+    later = pb.WatchModelsResponse(change=pb.ModelChange(name="m"))
+    later.change.ParseFromString(b"\x08\x63")
+    assert convert.update_from_wire(later) is None
+
+
+@pytest.mark.parametrize("kind", [errors.ModelNotFound, errors.InvalidImage, errors.Unavailable])
+def test_an_error_within_a_stream_comes_back_as_itself(kind: type[errors.TandemError]) -> None:
+    back = from_rich(to_rich(to_status(kind("one line"))))
+    assert (type(back), str(back)) == (kind, "one line")
+
+
+def test_an_error_within_a_stream_that_is_not_ours() -> None:
+    back = from_rich(to_rich(WireStatus(grpc.StatusCode.INTERNAL, "internal error 12", ())))
+    assert str(back) == "the inference server failed: internal error 12"
+
+
+def test_raw_images_reach_the_wire() -> None:
+    ((first, second),) = image_messages([("a", RawImage(2, 1, b"123456")), b"encoded"])
+    assert (first.name, first.raw.width, first.raw.height, first.raw.rgb) == ("a", 2, 1, b"123456")
+    assert (second.WhichOneof("content"), second.data) == ("data", b"encoded")
+
+
+@pytest.mark.parametrize("texts", ["the cat", ["the cat"]])
+def test_one_text_is_not_its_letters(texts: str | list[str]) -> None:
+    assert list(score_request("m", texts, 0, False).texts) == ["the cat"]
 
 
 def test_how_a_text_is_drawn_reaches_the_wire() -> None:

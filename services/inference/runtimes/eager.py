@@ -17,24 +17,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from services.inference.runtimes.interface import Precision
+from services.inference.runtimes.pixels import FromPixels
 from tandem.checkpoints.card import Preprocessing
-from tandem.data.images import normalise
 from tandem.errors import CheckpointCorrupt
-from tandem.models.stepping import NetworkSteps
 
 LINEAR_ROWS = 16
 
 
 class EagerClassifier:
-    """A classifier on `device`; `network` is taken over."""
+    """A classifier on `device`; `network` is taken over, and cast to `precision`."""
 
     name = "eager"
-    dtype = "float32"
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, device: torch.device) -> None:
-        self._network = _with_blocked_heads(network).to(device)
-        self._preprocessing = preprocessing
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        precision: Precision = "float32",
+    ) -> None:
+        dtype = getattr(torch, precision)
+        self.dtype: str = precision
+        self._network = FromPixels(_with_blocked_heads(network.to(dtype)), preprocessing, dtype).to(device)
+        self._image_size = preprocessing.image_size
         self._device = device
+
+    @property
+    def network(self) -> FromPixels:
+        """The network as it is run, on the device."""
+        return self._network
 
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> Tensor:
@@ -42,20 +54,12 @@ class EagerClassifier:
         num_images = pixels.shape[0]
         if num_images == 1:
             pixels = pixels.expand(2, -1, -1, -1)
-        logits: Tensor = self._network(normalise(pixels.to(self._device), self._preprocessing))
-        return logits[:num_images].float().cpu()
+        logits: Tensor = self._network(pixels.to(self._device))
+        return logits[:num_images].cpu()
 
     def warm(self) -> None:
         """Run once; raise CheckpointCorrupt if the answer is not finite."""
-        size = self._preprocessing.image_size
-        _check_finite(self.predict(torch.zeros(1, 3, size, size, dtype=torch.uint8)))
-
-
-class EagerLanguageModel(NetworkSteps):
-    """A language model on `device`."""
-
-    name = "eager"
-    dtype = "float32"
+        check_finite(self.predict(torch.zeros(1, 3, self._image_size, self._image_size, dtype=torch.uint8)))
 
 
 class _BlockedLinear(nn.Linear):
@@ -86,6 +90,7 @@ def _blocked(linear: nn.Linear) -> _BlockedLinear:
     return blocked.train(linear.training)
 
 
-def _check_finite(logits: Tensor) -> None:
+def check_finite(logits: Tensor) -> None:
+    """Raise CheckpointCorrupt if a logit is infinite or no number."""
     if not bool(logits.isfinite().all()):
         raise CheckpointCorrupt("the network's answers are not finite numbers")

@@ -1,8 +1,13 @@
 """What the server asks of a runtime; all calls come from the one thread of its device."""
 
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+from tandem.models.language_models import ModelState
+from tandem.models.slots import Slots
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class ClassifierRuntime(Protocol):
@@ -26,11 +31,12 @@ class LanguageRuntime(Protocol):
     name: str
     dtype: str
 
-    def step(self, token_ids: list[int], state: Any) -> tuple[Tensor, Any]:
-        """Return the logits float32 (V,) after the last of `token_ids` (one or more), and the state after them.
+    def read(self, token_ids: list[int], state: ModelState | None) -> ModelState:
+        """Return the state after `token_ids` (one or more), of a batch of one; `state` None is the start of a text."""
+        ...
 
-        The state given is used up.
-        """
+    def make_slots(self) -> Slots:
+        """Return slots for as many texts as are stepped together."""
         ...
 
     def warm(self) -> None:

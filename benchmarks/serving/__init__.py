@@ -1,0 +1,1 @@
+"""What the inference server reaches of what its machine can do: see `benchmarks.serving.__main__`."""

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.serving [PART…]`."""
+
+from benchmarks.serving.run import main
+
+main()

@@ -1,0 +1,60 @@
+"""What the machine can write without a server: texts stepped together in one process, in a loop.
+
+`python -m benchmarks.serving.text_limit HOME MODEL` takes commands from standard input and answers each with a line:
+`rate N S` with the words a second of N texts over S seconds, `step N S` with the median milliseconds of a step of N.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from tandem.openmp import limit_spinning
+
+limit_spinning(os.environ)
+
+
+class TextLimit:
+    """The process, asked for a figure at a time; it idles between."""
+
+    def __init__(self, home: Path, model: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.serving.text_limit", str(home), model]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, *command: object) -> float:
+        """Return the answer to a command."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(" ".join(map(str, command)) + "\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def stop(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(20)
+
+
+def main() -> None:
+    """Answer commands."""
+    from services.inference.bench import Words
+    from services.inference.loading import as_language_model, load
+    from services.inference.runtimes.selection import RuntimeSelector
+    from tandem.checkpoints.registry import Registry
+    from tandem.models.devices import configure_device, resolve_device
+    from tandem.volume import Volume
+
+    device = resolve_device(os.environ.get("TANDEM_DEVICE", "auto"))
+    configure_device(device)
+    located = Registry(Volume(Path(sys.argv[1]))).resolve(sys.argv[2])
+    words = Words(as_language_model(load(located, [device], [RuntimeSelector(device, "auto")])))
+    for line in sys.stdin:
+        name, count, seconds = line.split()
+        took = words.took(int(count), float(seconds))
+        print(int(count) * len(took) / sum(took) if name == "rate" else statistics.median(took) * 1000, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, version 2: what public clients call on the port of tandem.v1."""

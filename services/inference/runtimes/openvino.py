@@ -1,0 +1,150 @@
+"""Classifiers run by OpenVINO on the CPU. The package is imported when the first one is built.
+
+An image's logits don't depend on its batch: measured over batches of 1 to 33, first and last rows, with eleven
+networks at 64 px (2 cores with AVX-512 and AMX, OpenVINO 2026.4, float32 and bfloat16), every row is equal to
+the bit, also where eager torch keeps a rest (ConvNeXt, Swin, EfficientNet). The batch size is left open in the graph:
+a graph fixed to one size is no more than 0.1 ms faster. The first batch of each size builds its kernels (5 to 15 ms),
+so batches are filled up to SIZES, each of which the check on load has run.
+
+The network is traced by TorchScript and handed to OpenVINO's frontend. `openvino.convert_model` does the same and then
+0.6 s of transformations (with the interpreter's lock held for up to 0.2 s) that compiling does again: the compiled
+graphs are equal to the bit, and ResNet-18 is converted in 0.07 s instead. It would also set up the package's telemetry,
+which thus never runs. A network built like one before it takes over its graph with other weights: 3 ms, which a
+swap under load does not notice. Through torch.export the same takes 2 s, and 8 s for MobileNet v3.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from services.inference.runtimes.eager import check_finite
+from services.inference.runtimes.interface import Precision
+from services.inference.runtimes.pixels import FromPixels, in_buckets
+
+if TYPE_CHECKING:
+    from openvino import Model
+
+# Up to 8 exact; above, three images of fill are at most a fifth of the work.
+SIZES = (*range(1, 9), *range(12, 33, 4))
+
+# Weights in the graph are called as in the traced module, with this before the name.
+_OWN = "self."
+
+
+@dataclass(eq=False)
+class Graph:
+    """A network as OpenVINO's graph, its weights shared with the torch module that it was made from."""
+
+    model: "Model"
+    # The graph points into its memory.
+    network: FromPixels
+
+
+class OpenVinoClassifier:
+    """A classifier on `num_threads` threads; `network` is in eval mode on the CPU and stays as it is."""
+
+    name = "openvino"
+
+    def __init__(self, graph: Graph, image_size: int, precision: Precision, num_threads: int) -> None:
+        self.dtype: str = precision
+        self._graph = graph
+        self._image_size = image_size
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": num_threads,
+            "NUM_STREAMS": 1,
+            # Two processes whose threads are tied to the same cores would wait for each other.
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._request = _core().compile_model(graph.model, "CPU", options).create_infer_request()
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        """Return logits float32 (B, C) for pixels uint8 (B, 3, S, S), B ≥ 1."""
+        return in_buckets(pixels, SIZES, self._run)
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        answers = self._request.infer([pixels.contiguous().numpy()], share_inputs=True, share_outputs=True)
+        # What comes back is the request's own memory, overwritten by the next batch.
+        return torch.from_numpy(answers[0].copy())
+
+    def warm(self) -> None:
+        """Run once; raise CheckpointCorrupt if the answer is not finite."""
+        check_finite(self.predict(torch.zeros(1, 3, self._image_size, self._image_size, dtype=torch.uint8)))
+
+
+class GraphCache:
+    """Makes graphs, from the first one of the same structure where there was one.
+
+    It is kept for good, with its weights, since torch keeps them anyway: each trace of SqueezeNet (3 MiB) left 2.7 MiB
+    behind, and converted 3.9; a copy with other weights, compiled and run, left nothing (n=30).
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[str, Graph] = {}
+
+    def graph(self, network: FromPixels, image_size: int) -> Graph:
+        """Return the graph of `network`, in eval mode on the CPU; its weights must not change from now on.
+
+        Raises whatever torch and OpenVINO raise for a network that they can't trace or express.
+        """
+        structure = _structure(network, image_size)
+        like = self._graphs.get(structure)
+        if like is not None:
+            return Graph(_with_weights(like.model, network), network)
+        graph = self._graphs[structure] = Graph(_convert(network, image_size), network)
+        return graph
+
+
+def _structure(network: FromPixels, image_size: int) -> str:
+    shapes = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in network.state_dict().items()]
+    return repr((image_size, str(network), shapes))
+
+
+@cache
+def _core() -> Any:
+    from openvino import Core
+
+    return Core()
+
+
+@cache
+def _frontend() -> Any:
+    from openvino.frontend import FrontEndManager
+
+    return FrontEndManager().load_by_framework("pytorch")
+
+
+@torch.inference_mode()
+def _convert(network: FromPixels, image_size: int) -> "Model":
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with warnings.catch_warnings():
+        # Of a trace's deprecation, and of shapes that it takes for constants: the check on load sees what that does.
+        warnings.simplefilter("ignore")
+        example = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
+        traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
+        decoder = TorchScriptPythonDecoder(traced)
+    model = _frontend().convert(_frontend().load(decoder))
+    model.reshape([-1, 3, image_size, image_size])
+    return model
+
+
+def _with_weights(model: "Model", network: FromPixels) -> "Model":
+    """Return a copy of `model` with the weights of `network`, which has the same structure."""
+    from openvino.op import Constant
+
+    weights = network.state_dict()
+    copy = model.clone()
+    for node in copy.get_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() != "Constant" or not name.startswith(_OWN):
+            continue
+        constant = Constant(weights[name.removeprefix(_OWN)].numpy(), shared_memory=True)
+        constant.set_friendly_name(name)
+        for target in list(node.output(0).get_target_inputs()):
+            target.replace_source_output(constant.output(0))
+    return copy

@@ -1,0 +1,408 @@
+"""What waits for a device and what runs next, with a clock and a device of the test's own."""
+
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.inference.admission import Limits, Load, Room
+from services.inference.batching import Batch, BatchQueue, Job, Lane, Part, Priority
+from services.inference.estimates import MAX_AGE_S, DurationFit
+from tandem.errors import QueueFull
+
+MAX_BATCH, MAX_DELAY_S, PROMOTE_AFTER_S = 8, 0.01, 1.0
+A_S, B_S = 0.004, 0.002
+
+
+class Device:
+    """Runs what the queue says, one batch at a time, and checks each."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.queue = BatchQueue(MAX_BATCH, MAX_DELAY_S, PROMOTE_AFTER_S)
+        self.lanes = [Lane(), Lane(), Lane()]
+        self.jobs: list[Job] = []
+        self.running: Batch | None = None
+        self.ends: Counter[Job] = Counter()
+        self.answered: list[Job] = []
+        self.begun: list[Job] = []
+        self._parts: defaultdict[Job, list[Part]] = defaultdict(list)
+
+    def submit(
+        self,
+        lane: int,
+        num_items: int = 1,
+        priority: Priority = Priority.NORMAL,
+        in_s: float | None = None,
+        kind: object = 1,
+    ) -> Job:
+        deadline = None if in_s is None else self.now + in_s
+        job = Job(self.lanes[lane], num_items, len(self.jobs), priority, deadline, kind)
+        self.jobs.append(job)
+        self.queue.submit(job, self.now)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        if not self.ends[job]:
+            self.ends[job] += 1
+        self.queue.cancel(job)
+
+    def turn(self) -> Batch | None:
+        """Start the next batch, if the device is free and there is one."""
+        if self.running is not None:
+            return None
+        turn = self.queue.next_turn(self.now)
+        for job in turn.late:
+            assert job.deadline is not None
+            self.ends[job] += 1
+        if turn.batch is not None:
+            self._check(turn.batch)
+        elif turn.due_at is None:
+            assert self.queue.num_waiting == 0, "an idle device has work, and nothing will wake it"
+        else:
+            assert self.now < turn.due_at <= self.now + MAX_DELAY_S
+        self.running = turn.batch
+        return turn.batch
+
+    def _check(self, batch: Batch) -> None:
+        assert 1 <= batch.num_items <= MAX_BATCH
+        assert len({part.job.kind for part in batch.parts}) == 1
+        assert len(batch.parts) == 1 or batch.parts[0].job.kind is not None
+        for part in batch.parts:
+            job = part.job
+            assert job.lane is batch.lane
+            assert not self.ends[job], "computed for the dead"
+            assert job.deadline is None or self.now < job.deadline
+            # Each item once, in order.
+            assert part.first == sum(each.end - each.first for each in self.parts_of(job))
+            self._parts[job].append(part)
+            if part.first == 0:
+                self.begun.append(job)
+
+    def parts_of(self, job: Job) -> list[Part]:
+        return self._parts[job]
+
+    def finish(self, failed: bool = False) -> None:
+        if self.running is None:
+            return
+        self.now += A_S + B_S * self.running.num_items
+        for job in self.queue.finish(self.running, self.now, failed):
+            self.ends[job] += 1
+            assert failed or sum(part.end - part.first for part in self.parts_of(job)) == job.num_items
+            self.answered.append(job)
+        self.running = None
+
+    def run_all(self) -> list[list[int]]:
+        """Run until nothing waits; return the numbers of the jobs in each batch."""
+        batches: list[list[int]] = []
+        for _ in range(10_000):
+            if (batch := self.turn()) is None and self.queue.num_waiting == 0:
+                return batches
+            if batch is not None:
+                batches.append([part.job.payload for part in batch.parts])
+            self.finish()
+            self.now += 0 if batch else MAX_DELAY_S
+        raise AssertionError("it never ends")
+
+
+Ops = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("submit"),
+            st.integers(0, 2),
+            st.integers(1, 30),
+            st.sampled_from(Priority),
+            st.none() | st.floats(-0.01, 0.3),
+            st.sampled_from([None, 1, 2]),
+        ),
+        st.tuples(st.just("cancel"), st.integers(0, 60)),
+        st.tuples(st.just("advance"), st.sampled_from([0.0, 0.001, 0.02, 0.7])),
+        st.tuples(st.just("announce"), st.integers(0, 2)),
+        st.tuples(st.just("arrive"), st.integers(0, 2)),
+        st.tuples(st.just("turn")),
+        st.tuples(st.just("finish"), st.booleans()),
+    ),
+    max_size=120,
+)
+
+
+def play(device: Device, op: tuple) -> None:  # type: ignore[type-arg]
+    name, *arguments = op
+    if name == "submit":
+        device.submit(*arguments)
+    elif name == "cancel" and device.jobs:
+        device.cancel(device.jobs[arguments[0] % len(device.jobs)])
+    elif name == "advance":
+        device.now += arguments[0]
+    elif name == "announce":
+        device.lanes[arguments[0]].num_announced += 1
+    elif name == "arrive":
+        lane = device.lanes[arguments[0]]
+        lane.num_announced = max(0, lane.num_announced - 1)
+    elif name == "turn":
+        device.turn()
+    elif name == "finish":
+        device.finish(arguments[0])
+
+
+@settings(max_examples=400, deadline=None)
+@given(Ops)
+def test_whatever_happens_in_whatever_order_every_job_ends_once(ops: list[tuple]) -> None:  # type: ignore[type-arg]
+    device = Device()
+    for op in ops:
+        play(device, op)
+        waiting = sum(job.num_items - job.num_taken for job in device.jobs if job.waits)
+        assert device.queue.num_waiting == waiting
+    device.finish()
+    device.run_all()
+    assert all(device.ends[job] == 1 for job in device.jobs)
+    assert not device.queue._active
+    assert all(not any(lane.num_waiting) and not any(lane.waiting) for lane in device.lanes)
+    for lane in device.lanes:
+        for priority in Priority:
+            begun = [job.payload for job in device.begun if job.lane is lane and job.priority is priority]
+            assert begun == sorted(begun), "order within a priority"
+
+
+@settings(max_examples=100, deadline=None)
+@given(Ops)
+def test_drained_it_is_empty_and_each_job_has_ended_once(ops: list[tuple]) -> None:  # type: ignore[type-arg]
+    device = Device()
+    for op in ops:
+        play(device, op)
+    device.finish()
+    for job in device.queue.drain():
+        device.ends[job] += 1
+    assert all(device.ends[job] == 1 for job in device.jobs)
+    assert device.queue.num_waiting == 0
+    assert device.turn() is None
+
+
+def test_small_ones_are_joined_and_large_ones_cut_with_others_between() -> None:
+    device = Device()
+    device.submit(0, 25)
+    for _ in range(3):
+        device.submit(0, 2)
+    # The large one lets the others in while it has more than a batch to go.
+    assert device.run_all() == [[0], [1, 2, 3, 0], [0], [0]]
+
+
+def test_those_that_may_not_share_run_alone_in_the_same_cuts() -> None:
+    device = Device()
+    for _ in range(2):
+        device.submit(0, 10, kind=None)
+    device.submit(0, 1)
+    device.run_all()
+    for job in device.jobs[:2]:
+        assert [(part.first, part.end) for part in device.parts_of(job)] == [(0, 8), (8, 10)]
+
+
+def test_an_idle_device_waits_only_for_what_is_on_its_way_and_not_for_long() -> None:
+    device = Device()
+    device.submit(0)
+    assert device.turn() is not None
+    device.finish()
+    lane = device.lanes[0]
+    lane.num_announced = 1
+    device.submit(0)
+    assert device.turn() is None
+    assert device.queue.next_turn(device.now).due_at == device.now + MAX_DELAY_S
+    device.submit(1)
+    assert device.turn() is not None, "another model need not wait with it"
+    device.finish()
+    device.submit(0, MAX_BATCH - 1)
+    assert device.turn() is not None, "a full batch need not wait"
+    device.finish()
+    device.submit(0)
+    device.now += MAX_DELAY_S
+    assert device.turn() is not None, "the oldest has waited long enough"
+    device.finish()
+    device.submit(0)
+    lane.num_announced = 0
+    assert device.turn() is not None, "nothing is on its way any more"
+
+
+def test_the_urgent_go_first_and_nobody_waits_for_ever() -> None:
+    device = Device()
+    low = device.submit(0, MAX_BATCH, Priority.LOW)
+    for _ in range(3):
+        device.submit(1, MAX_BATCH, Priority.NORMAL)
+    device.submit(1, MAX_BATCH, Priority.HIGH)
+    assert device.run_all() == [[4], [1], [2], [3], [0]]
+    device = Device()
+    low = device.submit(0, MAX_BATCH, Priority.LOW)
+    for _ in range(500):
+        device.submit(1, MAX_BATCH, Priority.HIGH)
+        device.turn()
+        device.finish()
+        if device.ends[low]:
+            break
+    assert device.ends[low] == 1
+    assert 2 * PROMOTE_AFTER_S < device.now - low.queued_at < 3 * PROMOTE_AFTER_S
+
+
+def test_models_share_the_device_by_time_not_by_calls() -> None:
+    device = Device()
+    for _ in range(30):
+        device.submit(0, MAX_BATCH)
+    for _ in range(60):
+        device.submit(1, 1, kind=None)
+    for _ in range(20):
+        device.turn()
+        device.finish()
+    used = [lane.used_s for lane in device.lanes[:2]]
+    assert used[0] == pytest.approx(used[1], abs=A_S + B_S * MAX_BATCH)
+    # A model that comes later gets its share from now on, and no more.
+    for _ in range(60):
+        device.submit(2, 1, kind=None)
+    begun = len(device.begun)
+    for _ in range(12):
+        device.turn()
+        device.finish()
+    newcomers = sum(job.lane is device.lanes[2] for job in device.begun[begun:])
+    assert 3 <= newcomers <= 7
+
+
+def learned(device: Device) -> None:
+    """Let the lanes' estimates know the device."""
+    for num_items in (1, 8, 3, 5):
+        for lane in range(2):
+            device.submit(lane, num_items)
+            device.turn()
+            device.finish()
+
+
+def test_the_estimate_counts_what_runs_what_is_ahead_and_the_others_share() -> None:
+    device = Device()
+    learned(device)
+    lane, full_s = device.lanes[0], A_S + B_S * MAX_BATCH
+    assert device.queue.wait_s(lane, 8, Priority.NORMAL, device.now) == pytest.approx(full_s)
+    device.submit(0, 16)
+    device.turn()
+    device.submit(1, 80)
+    # The rest of the batch that runs, eight images ahead and eight of its own; the other model gets as long.
+    assert device.queue.wait_s(lane, 8, Priority.NORMAL, device.now) == pytest.approx(5 * full_s)
+    assert device.queue.wait_s(lane, 8, Priority.HIGH, device.now) == pytest.approx(2 * full_s)
+    assert device.queue.backlog_s(device.now) == pytest.approx(12 * full_s)
+
+
+def test_what_would_be_late_is_dropped_when_its_turn_comes_not_computed() -> None:
+    device = Device()
+    learned(device)
+    full_s = A_S + B_S * MAX_BATCH
+    device.submit(0, MAX_BATCH)
+    kept, dropped = device.submit(0, 8, in_s=2.1 * full_s), device.submit(0, 8, in_s=2.5 * full_s)
+    begun = len(device.begun)
+    device.run_all()
+    assert kept in device.answered
+    assert dropped not in device.begun[begun:]
+    assert device.ends[dropped] == 1
+
+
+def test_in_a_batch_that_is_full_it_must_have_time_for_the_whole_batch() -> None:
+    device = Device()
+    learned(device)
+    device.submit(0, 7)
+    dropped = device.submit(0, 1, in_s=A_S + 2 * B_S)
+    device.run_all()
+    assert dropped not in device.answered
+    alone = device.submit(0, 1, in_s=A_S + 2 * B_S)
+    device.run_all()
+    assert alone in device.answered
+
+
+def test_the_less_urgent_never_make_the_urgent_late() -> None:
+    device = Device()
+    learned(device)
+    device.submit(0, 7, Priority.LOW)
+    device.submit(0, 1, Priority.HIGH, in_s=A_S + 2 * B_S)
+    assert device.run_all()[-2:] == [[9], [8]]
+
+
+@given(
+    st.floats(0, 0.1),
+    st.floats(1e-5, 0.1),
+    st.lists(st.integers(1, 64), min_size=4, max_size=50).filter(lambda n: len(set(n)) > 1),
+)
+def test_the_fit_finds_the_line(a: float, b: float, sizes: list[int]) -> None:
+    fit = DurationFit()
+    for size in sizes:
+        fit.add(size, a + b * size, now=1.0)
+    assert fit.line() == pytest.approx((a, b), rel=1e-3, abs=1e-5)
+
+
+def test_the_fit_forgets_and_one_stall_does_not_move_it_far() -> None:
+    fit = DurationFit()
+    assert fit.duration_s(8, now=0.0) == 0
+    for number in range(20):
+        fit.add(1 + number % 8, 0.01 + 0.001 * (1 + number % 8), now=number / 100)
+    before = fit.duration_s(8, now=0.2)
+    fit.add(8, 60.0, now=0.2)
+    assert fit.duration_s(8, now=0.2) < 1.5 * before
+    # What lasts is learned.
+    for number in range(150):
+        fit.add(1 + number % 8, 0.1, now=0.3)
+    assert fit.duration_s(8, now=0.3) == pytest.approx(0.1, rel=0.1)
+    # What nothing has confirmed for long is no ground to refuse.
+    assert fit.duration_s(8, now=0.3 + 2 * MAX_AGE_S) == 0
+
+
+def test_of_one_size_alone_the_fit_promises_no_more_than_it_saw() -> None:
+    fit = DurationFit()
+    for _ in range(5):
+        fit.add(4, 0.02, now=1.0)
+    assert fit.duration_s(4, 1.0) == pytest.approx(0.02)
+    assert fit.duration_s(1, 1.0) == pytest.approx(0.005)
+    assert fit.duration_s(8, 1.0, max_batch=4) == pytest.approx(0.04)
+
+
+def test_room_is_counted_by_items_bytes_models_and_streams_and_given_back() -> None:
+    lane, other = Lane(), Lane()
+    room = Room(Limits(items=10, model_items=6, num_bytes=100, streams=2))
+    room.enter(Load(1), 0.0)
+    with pytest.raises(QueueFull, match="1 of 10 items"):
+        room.enter(Load(10), 0.0)
+    room.enter(Load(5, [lane], 60), 0.0)
+    with pytest.raises(QueueFull, match=r"this model is full \(5 of 6 items\)"):
+        room.enter(Load(2, [lane]), 0.0)
+    with pytest.raises(QueueFull, match="60 of 100 bytes"):
+        room.enter(Load(1, [other], 41), 0.0)
+    room.enter(Load(1, [other], stream=True), 0.0)
+    room.enter(Load(1, [other], stream=True), 0.0)
+    with pytest.raises(QueueFull, match="2 of 2 streams"):
+        room.enter(Load(1, [other], stream=True), 0.0)
+    assert (room.num_items, room.num_bytes, room.num_streams) == (8, 60, 2)
+    for load in (Load(1), Load(5, [lane], 60), Load(1, [other], stream=True), Load(1, [other], stream=True)):
+        room.leave(load)
+    assert (room.num_items, room.num_bytes, room.num_streams, lane.num_admitted, other.num_admitted) == (0, 0, 0, 0, 0)
+
+
+def test_the_hint_is_the_time_until_there_is_room() -> None:
+    room = Room(Limits(items=100))
+    room.enter(Load(100), 0.0)
+    for num_items, backlog_s, hint_s in (
+        (25, 4.0, 1.0),
+        (1000, 4.0, 4.0),
+        (25, 0.0, 1.0),
+        (1, 0.01, 0.05),
+        (99, 1e6, 30.0),
+    ):
+        with pytest.raises(QueueFull) as caught:
+            room.enter(Load(num_items), backlog_s)
+        assert caught.value.retry_after_s == pytest.approx(hint_s)
+    assert room.num_items == 100
+
+
+def test_what_runs_longer_than_expected_is_overdue() -> None:
+    queue, lane = BatchQueue(), Lane()
+    assert queue.overdue_s(0.0) == 0.0
+    queue.submit(Job(lane, 1), 0.0)
+    batch = queue.next_turn(0.0).batch
+    assert batch is not None
+    assert queue.overdue_s(3.0) == 3.0, "nothing was expected yet"
+    queue.finish(batch, 4.0)
+    queue.submit(Job(lane, 1), 5.0)
+    assert queue.next_turn(5.0).batch is not None
+    assert queue.overdue_s(8.0) == 0.0
+    assert queue.overdue_s(11.0) == pytest.approx(2.0)
