@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from factories import CLASS_IDS, MODELS, publish_classifier, publish_language_model, write_image_dataset
 from inference_server import BROKEN_PLACES, ServerProcess, start_server
+from waiting import PATIENCE_S
 
 from tandem.client import Client
 from tandem.volume import Volume
@@ -39,6 +40,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def client(server: ServerProcess) -> Iterator[Client]:
     """A client of the server; the models are loaded."""
     with Client(server.address) as client:
-        client.wait_until_serving("Transformer")
-        client.wait_until_serving("a")
+        client.wait_until_serving("Transformer", timeout_s=PATIENCE_S)
+        client.wait_until_serving("a", timeout_s=PATIENCE_S)
         yield client

@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from waiting import PATIENCE_S
 
 from tandem.volume import Volume
 
@@ -30,7 +31,7 @@ class ServerProcess:
     volume: Volume
     log: Path
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 120.0) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(timeout_s)
@@ -38,7 +39,7 @@ class ServerProcess:
     def kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(120)
 
 
 def start_server(directory: Path, volume: Volume, listen: str = "127.0.0.1:0", **changes: str) -> ServerProcess:
@@ -54,18 +55,10 @@ def start_server(directory: Path, volume: Volume, listen: str = "127.0.0.1:0", *
             stderr=subprocess.STDOUT,
             text=True,
         )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not port_file.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             raise RuntimeError(f"the server did not start: {log.read_text()}")
         time.sleep(0.05)
     return ServerProcess(process, port_file.read_text().strip(), volume, log)
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Wait until `condition()` is true."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.05)

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,10 +105,3 @@ def text_parameter(value: str) -> Any:
 
 def number_parameter(value: int) -> Any:
     return service_pb2.InferParameter(int64_param=value)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)

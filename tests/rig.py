@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from waiting import wait_for
 
 from services.trainer.holder import computing_process
 from tandem.checkpoints.files import WEIGHTS_FILE, read_pointer, read_verified
@@ -28,14 +29,6 @@ from tandem.volume import Volume
 LONG = {"epochs": 40, "checkpoint_every_s": 0.2}
 # Short, and longer than a process may wait for one of two busy cores.
 LEASE_S = 4.0
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "") -> None:
-    """Wait until `condition` holds; fail the test after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what or condition} did not happen in {timeout_s:.0f} s"
-        time.sleep(0.05)
 
 
 @dataclass
@@ -69,8 +62,8 @@ class Bench:
     def record(self, run_id: str) -> JobRecord:
         return find_run(run_id, self.volume, self.store)
 
-    def wait_for_state(self, run_id: str, *states: str, timeout_s: float = 90.0) -> JobRecord:
-        wait_for(lambda: self.record(run_id).state in states, timeout_s, f"{run_id} in {states}")
+    def wait_for_state(self, run_id: str, *states: str) -> JobRecord:
+        wait_for(lambda: self.record(run_id).state in states, f"{run_id} in {states}")
         return self.record(run_id)
 
     def wait_for_step(self, run_id: str, step: int, attempt: int = 1) -> None:
@@ -78,7 +71,7 @@ class Bench:
             record = self.record(run_id)
             return record.attempt >= attempt and record.progress.step >= step
 
-        wait_for(reached, 90.0, f"step {step} of {run_id}")
+        wait_for(reached, f"step {step} of {run_id}")
 
     def start_worker(self, *prefix: str, script: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker; `prefix` is what its command is run with, as `ip netns exec NAME`.
@@ -105,8 +98,12 @@ class Bench:
                 start_new_session=True,
             )
         self.workers.append(worker)
-        wait_for(lambda: any(each["pid"] == worker.pid for each in self.store.workers()), 30.0, "the worker")
+        wait_for(lambda: any(each["pid"] == worker.pid for each in self.store.workers()), "the worker")
         return worker
+
+    def worker_log(self) -> str:
+        """Return what our workers have written."""
+        return (self.volume.home / "worker.log").read_text()
 
     def start_broker(self, **environment: str) -> None:
         path = socket_path(self.volume.home)

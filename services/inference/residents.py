@@ -10,7 +10,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from tandem.sizes import format_size
 FAILURE_MEMORY_S = 10.0
 # How long a caller's load waits for calls to let go of what they use.
 ROOM_WAIT_S = 10.0
+COLLECT_EVERY_S = 1.0
 RETRY_AFTER_S = 1.0
 
 # Ranks: of what is loaded ahead, and of what a caller waits for.
@@ -263,16 +264,20 @@ class Residents:
             return
         try:
             async with asyncio.timeout(ROOM_WAIT_S), self._turn:
-                self._released.clear()
-                if not self._make_room(needed, rank):
-                    # Errors and what they were raised in go round in circles at times.
-                    await asyncio.to_thread(gc.collect)
                 while not self._make_room(needed, rank):
-                    await self._released.wait()
-                    self._released.clear()
+                    await self._let_go()
                 self.budget.reserve(needed)
         except TimeoutError:
             raise self._full(located, needed) from None
+
+    async def _let_go(self) -> None:
+        """Wait until something may have been let go of."""
+        self._released.clear()
+        # Errors and what they were raised in go round in circles at times; nobody tells when one is left.
+        await asyncio.to_thread(gc.collect)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(COLLECT_EVERY_S):
+                await self._released.wait()
 
     def _full(self, located: Located, needed: int) -> MemoryFull:
         return MemoryFull(

@@ -87,8 +87,8 @@ class TextLoop:
         # The last token is read by the first step.
         now, to_read = time.monotonic(), read[:-1]
         lives = [LiveText(text, to_read, max_words, now, place.priority, place.deadline) for text in texts]
-        place.passage.asks()
         passages = [place.text(len(to_read)) for _ in texts]
+        place.passage.asks()
         self._inboxes.update({live: (inbox, index) for index, live in enumerate(lives)})
         self._newcomers.extend(lives)
         self._wake()

@@ -198,10 +198,12 @@ class Registry:
             yield
 
     def _locate_version(self, reference: ModelReference) -> Located:
+        # Aliases first: a version is written before they move to it, so that the versions read afterwards have it.
+        aliases = {} if reference.version is not None else self.aliases(reference.name)
         versions = {version.version: version for version in self.versions(reference.name)}
         number = reference.version
         if number is None:
-            number = self.aliases(reference.name).get(reference.alias)
+            number = aliases.get(reference.alias)
             if number is None and reference.alias == "latest":
                 number = max(versions)
             if number is None:

@@ -5,9 +5,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from rig import processes, wait_for
+from rig import processes
 from samples import write_sentences, write_shapes
 from shell import Shell
+from waiting import wait_for
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_demo_takes_ones_own_data_and_shows_the_whole_path(shell: Shell, own
 
 def test_a_demo_broken_off_leaves_nothing_running(shell: Shell, own_data: tuple[str, ...]) -> None:
     process = shell.popen("demo", *own_data)
-    wait_for(lambda: list((shell.home / "runs").glob("*/checkpoints/*")), 120.0, "training")
+    wait_for(lambda: list((shell.home / "runs").glob("*/checkpoints/*")), "training")
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -51,7 +52,7 @@ def test_a_demo_that_fails_half_way_leaves_nothing_running(shell: Shell, own_dat
     # As many words as the demo takes at the most: the language model learns for longer than a cancel takes to come.
     write_sentences(Path(own_data[-1]), lines=20_000)
     demo = shell.popen("demo", *own_data)
-    wait_for(lambda: len(list((shell.home / "runs").glob("*/job.json"))) == 3, 180.0, "the third run")
+    wait_for(lambda: len(list((shell.home / "runs").glob("*/job.json"))) == 3, "the third run")
     third = max(path.parent.name for path in (shell.home / "runs").glob("*/job.json"))
     shell("runs", "cancel", third)
     _, err = demo.communicate(timeout=60)

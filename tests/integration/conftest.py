@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rig import Bench, answers, wait_for
+from rig import Bench, answers
 from samples import write_image_dataset, write_text_dataset
+from waiting import wait_for
 
 from tandem.local.broker import broker_url, socket_path
 from tandem.volume import Volume
@@ -23,7 +24,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(volume, broker_url(path), broker=subprocess.Popen(["true"]))
     bench.start_broker()
     try:
-        wait_for(lambda: answers(bench), 10.0, "the broker")
+        wait_for(lambda: answers(bench), "the broker")
         yield bench
     finally:
         bench.stop()

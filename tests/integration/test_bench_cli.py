@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from rig import processes, wait_for
+from rig import processes
 from samples import write_image_dataset
 from shell import Shell
+from waiting import wait_for
 
 from tandem.volume import Volume
 
@@ -77,7 +78,7 @@ def test_refusals_are_one_line_each(tandem: Shell) -> None:
 @pytest.mark.parametrize("devices", ["cpu", "cpu+cpu"])
 def test_ctrl_c_leaves_nothing(tandem: Shell, devices: str) -> None:
     process = tandem.popen("bench", "train", "--devices", devices, *QUICK[:-1], "20000")
-    wait_for(lambda: children_of(process), 60)
+    wait_for(lambda: children_of(process))
     assert process.stderr is not None
     assert "measuring" in process.stderr.readline()
     children = children_of(process)
@@ -87,7 +88,7 @@ def test_ctrl_c_leaves_nothing(tandem: Shell, devices: str) -> None:
     assert "Traceback" not in err
     assert out == ""
     for child in children:
-        wait_for(lambda child=child: not Path(f"/proc/{child}").exists(), 10)  # type: ignore[misc]
+        wait_for(lambda child=child: not Path(f"/proc/{child}").exists())  # type: ignore[misc]
     assert left(tandem) == []
 
 

@@ -16,9 +16,10 @@ import kombu.pools
 import pytest
 from brokers import Certificates, Server, free_port, tls_options, tls_server
 from factories import queued_record
-from rig import Bench, wait_for
+from rig import Bench
 from samples import write_text_dataset
 from shell import Shell
+from waiting import wait_for
 
 from tandem.errors import BrokerUnavailable
 from tandem.jobs.broker import VARIABLES, Broker, Tls
@@ -199,7 +200,7 @@ def test_a_broker_that_can_not_save_says_so(serve: Serve) -> None:
     server = serve(port=str(port), appendonly="no", save="3600 1")
     shutil.rmtree(server.directory)
     _execute(port, "BGSAVE")
-    wait_for(lambda: connect(f"redis://127.0.0.1:{port}").info()["rdb_last_bgsave_status"] == "err", 10.0)
+    wait_for(lambda: connect(f"redis://127.0.0.1:{port}").info()["rdb_last_bgsave_status"] == "err")
     for line in refusals(f"redis://127.0.0.1:{port}"):
         assert "can't save to its disk" in line
 
@@ -249,7 +250,7 @@ def test_a_whole_run_over_tls_with_the_password_in_a_file(
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         assert "running" in status
-        wait_for(lambda: "ready" in (volume.home / "worker.log").read_text(), 10.0)
+        wait_for(lambda: "ready" in (volume.home / "worker.log").read_text())
         for text in (status, (volume.home / "worker.log").read_text()):
             assert SECRET not in text
             assert ENCODED not in text
@@ -290,9 +291,9 @@ def test_a_worker_outlives_a_broker_that_takes_no_writes_for_a_while(serve: Serv
     bench = Bench(volume, f"redis://127.0.0.1:{port}/0", process)
     try:
         worker = bench.start_worker()
-        wait_for(lambda: "ready" in (volume.home / "worker.log").read_text(), 20.0)
+        wait_for(lambda: "ready" in (volume.home / "worker.log").read_text())
         _execute(port, "REPLICAOF", "127.0.0.1", "1")
-        wait_for(lambda: "read only replica" in (volume.home / "worker.log").read_text(), 20.0)
+        wait_for(lambda: "read only replica" in (volume.home / "worker.log").read_text())
         time.sleep(2.0)
         _execute(port, "REPLICAOF", "NO", "ONE")
         assert bench.wait_for_state(bench.language_model(), "SUCCEEDED", "FAILED").state == "SUCCEEDED"

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 from click.testing import CliRunner
-from rig import LONG, Bench, answers, wait_for
+from rig import LONG, Bench, answers
+from waiting import wait_for
 
 from tandem.cli.runs import runs
 from tandem.cli.train import train
@@ -57,7 +58,7 @@ def test_an_evaluation_follows_its_training_through_a_restart_of_everything(home
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     home.start_broker()
-    wait_for(lambda: answers(home), 10.0, "the broker")
+    wait_for(lambda: answers(home), "the broker")
     home.start_worker()
     done = home.wait_for_state(evaluated, "SUCCEEDED", "FAILED", "CANCELED")
     assert done.state == "SUCCEEDED", done.message
@@ -93,7 +94,7 @@ def test_a_sweep_runs_so_many_at_a_time_and_ends_in_a_table(home: Bench) -> None
         most = max(most, sum(record.state in ("QUEUED", "RUNNING") for record in records))
         return all(record.state.is_terminal for record in records)
 
-    wait_for(has_ended, 150.0, "the end of the sweep")
+    wait_for(has_ended, "the end of the sweep")
     assert most == 2, "and no more, though there are three slots"
     rows = json.loads(invoke(runs, "list", "--sweep", answer["sweep"], "--json"))
     assert {row["state"] for row in rows} == {"SUCCEEDED"}

@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from rig import Bench, processes, wait_for
+from rig import Bench, processes
+from waiting import wait_for
 
 from tandem.checkpoints.files import WEIGHTS_FILE, list_checkpoints, read_pointer, read_verified
 from tandem.checkpoints.tensors import from_bytes
@@ -30,7 +31,7 @@ def test_two_processes_reach_what_one_reaches(bench: Bench) -> None:
     bench.start_worker()
     one = bench.classifier(**BASIS, device="cpu", precision="float32", model_name="one")
     two = bench.classifier(**BASIS, **TWO, model_name="two")
-    records = [bench.wait_for_state(each, "SUCCEEDED", "FAILED", timeout_s=180) for each in (one, two)]
+    records = [bench.wait_for_state(each, "SUCCEEDED", "FAILED") for each in (one, two)]
     assert [record.state for record in records] == ["SUCCEEDED", "SUCCEEDED"], records[1].message
     assert records[0].progress.num_steps == records[1].progress.num_steps == 14 * 3, "the global batch is kept"
     last = [epochs(bench, each)[-1] for each in (one, two)]
@@ -50,7 +51,7 @@ def test_a_cancel_ends_all_processes_with_one_checkpoint(bench: Bench) -> None:
     cancel(run_id, bench.volume, bench.store)
     record = bench.wait_for_state(run_id, "CANCELED", "FAILED")
     assert record.state == "CANCELED", record.message
-    wait_for(lambda: not ranks_of(run_id), 15.0, "the end of all processes")
+    wait_for(lambda: not ranks_of(run_id), "the end of all processes")
     (*_, newest) = list_checkpoints(bench.volume.run(run_id))
     read_verified(newest)
 
@@ -66,11 +67,11 @@ def test_a_killed_process_takes_the_others_along_and_the_run_ends_in_the_same_by
     # Of three processes the order in which gradients are added matters; of two it does not.
     values = {**BASIS, **TWO, "num_devices": 3, "num_threads": 1, "arch": "shufflenet_v2_x0_5", "epochs": 20}
     undisturbed = bench.classifier(**values, model_name="undisturbed")
-    assert bench.wait_for_state(undisturbed, "SUCCEEDED", "FAILED", timeout_s=180).state == "SUCCEEDED"
+    assert bench.wait_for_state(undisturbed, "SUCCEEDED", "FAILED").state == "SUCCEEDED"
     run_id = bench.classifier(**values, checkpoint_every_s=0.2)
     bench.wait_for_step(run_id, 12)
     os.kill(max(ranks_of(run_id)), signal.SIGKILL)
-    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED", timeout_s=180)
+    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
     assert record.state == "SUCCEEDED", record.message
     assert record.attempt == 2
     assert last_weights(bench, run_id) == last_weights(bench, undisturbed)
@@ -79,7 +80,7 @@ def test_a_killed_process_takes_the_others_along_and_the_run_ends_in_the_same_by
 def test_one_epoch_is_enough_for_all_to_finish_together(bench: Bench) -> None:
     bench.start_worker()
     run_id = bench.classifier(**{**BASIS, "epochs": 1, "flip_evaluation": True, "arch": "shufflenet_v2_x0_5"}, **TWO)
-    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED", timeout_s=120)
+    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
     assert record.state == "SUCCEEDED", record.message
     assert "val_flip_acc1" in record.progress.metrics
 
@@ -95,7 +96,7 @@ def test_what_fails_in_one_process_is_the_reason_that_is_given(bench: Bench) -> 
     victim = next((bench.volume.dataset("photos") / "train" / "circle").iterdir())
     victim.write_bytes(b"\xff\xd8\xff" + b"\0" * (victim.stat().st_size - 3))
     run_id = bench.classifier(**TWO, dataset="photos", epochs=1, batch_size=8, image_size=32, num_workers=0)
-    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED", timeout_s=120)
+    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
     assert record.state == "FAILED"
     assert victim.name in record.message
     assert "prepare the dataset again" in record.message
@@ -110,7 +111,7 @@ def _write_photos(folder: Path) -> None:
 def test_a_language_model_is_trained_by_two_processes_too(bench: Bench) -> None:
     bench.start_worker()
     run_id = bench.language_model(**TWO, epochs=2)
-    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED", timeout_s=120)
+    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
     assert record.state == "SUCCEEDED", record.message
     assert record.model_version == 1
     assert "test_ppl" in record.progress.metrics

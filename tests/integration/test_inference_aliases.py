@@ -12,8 +12,8 @@ import grpc
 import pytest
 from factories import break_weights, png, publish_classifier
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
-from inference_server import wait_for
 from open_inference import InProcess
+from waiting import PATIENCE_S, wait_for
 
 from tandem.checkpoints.registry import Registry
 from tandem.client import AsyncClient, Client
@@ -56,7 +56,7 @@ def server(volume: Volume) -> Iterator[InProcess]:
 @pytest.fixture(scope="module")
 def client(server: InProcess) -> Iterator[Client]:
     with Client(server.address) as client:
-        client.wait_until_serving("m")
+        client.wait_until_serving("m", timeout_s=PATIENCE_S)
         yield client
 
 
@@ -85,7 +85,7 @@ class Watch:
             rest = iter(self.told)
             return all(change in rest for change in changes)
 
-        wait_for(come, 30)
+        wait_for(come)
 
     def close(self) -> None:
         self._client.close()
@@ -256,7 +256,7 @@ def test_a_server_that_stops_says_so_at_once(tmp_path: Path) -> None:
         assert watch.told == [ModelsSnapshot(())]
         server.loop.call_soon_threadsafe(server.stop.set)
         # Before the grace is over that calls under way have, and then are cut off without a word.
-        wait_for(lambda: watch.error is not None, 30)
+        wait_for(lambda: watch.error is not None)
         assert type(watch.error) is Unavailable
         assert "the server is stopping" in str(watch.error)
     finally:

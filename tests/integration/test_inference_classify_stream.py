@@ -11,6 +11,7 @@ import pytest
 from factories import png
 from google.rpc import code_pb2, error_details_pb2  # type: ignore[import-untyped]
 from inference_server import ServerProcess
+from waiting import until
 
 from services.inference.classify_stream import classify_stream, weight
 from services.inference.server import running_server
@@ -169,12 +170,6 @@ async def test_images_are_read_no_faster_than_they_are_answered(settings: Settin
             held.set()
             await blocked
             await answers.aclose()
-
-
-async def until(condition: Any, timeout_s: float = 30.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_full_server_makes_a_stream_wait(settings: Settings) -> None:

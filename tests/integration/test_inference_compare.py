@@ -6,6 +6,7 @@ import pytest
 import torch
 from factories import CLASS_IDS, png, publish_classifier
 from inference_server import BROKEN_PLACES, start_server
+from waiting import PATIENCE_S
 
 from tandem.client import Client, Comparison, ComparisonProgress, Image
 from tandem.errors import DatasetNotFound, InvalidRequest
@@ -39,7 +40,7 @@ def test_a_comparison_is_in_float32_where_predictions_are_not(tmp_path: Path) ->
         server = start_server(tmp_path / precision, volume, TANDEM_ENGINE="eager", TANDEM_PRECISION=precision)
         try:
             with Client(server.address) as client:
-                client.wait_until_serving("three", timeout_s=60)
+                client.wait_until_serving("three", timeout_s=PATIENCE_S)
                 answers.append(client.compare("three", "three", images))
                 assert client.classify("three", images).model.dtype == precision
                 runtime = client.get_model("three").runtime

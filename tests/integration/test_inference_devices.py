@@ -1,8 +1,7 @@
 """Two replicas on one CPU: the same bits as with one, both at work, and a failed one that nobody waits for."""
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from factories import CLASS_IDS, png, publish_classifier, publish_language_model
+from waiting import held, until
 
 from services.inference.devices import Devices, resolve_devices
 from services.inference.scheduler import DeviceScheduler, Priority
@@ -39,30 +39,6 @@ def home(tmp_path: Path) -> Path:
     publish_classifier(volume, "b", "run-b", seed=13, classes=CLASS_IDS[::-1])
     publish_language_model(volume, "words", "run-l")
     return tmp_path
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def held(scheduler: DeviceScheduler) -> AsyncIterator[None]:
-    """Hold a device within the context."""
-    opened, entered = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        entered.set()
-        opened.wait(30)
-
-    holding = asyncio.create_task(scheduler.run(hold))
-    assert await asyncio.to_thread(entered.wait, 10)
-    try:
-        yield
-    finally:
-        opened.set()
-        await holding
 
 
 async def answers(client: AsyncClient) -> list[Any]:
@@ -101,7 +77,7 @@ async def test_two_replicas_answer_as_one_does_and_both_are_used(home: Path) -> 
         # One that is busy is passed by.
         async with held(devices[0]):
             for number in range(5):
-                await asyncio.wait_for(client.classify("a", [png(number)]), 10)
+                await asyncio.wait_for(client.classify("a", [png(number)]), 120)
             assert devices.is_busy(served) is False
         text = await models.get("words")
         assert [each.runtime is text.runtime for each in text.everywhere] == [True, False]
@@ -130,7 +106,7 @@ async def test_a_device_whose_thread_fails_leaves_its_calls_to_the_others(
             monkeypatch.setattr(first, "_run", fail)
             waiting = [asyncio.create_task(client.classify("a", [png(number)])) for number in range(6)]
             await until(lambda: not first.is_alive)
-        outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
+        outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 120)
         # Whoever was on the first is told at once; nobody hangs.
         assert all(isinstance(each, Unavailable) or not isinstance(each, BaseException) for each in outcomes)
         assert any(isinstance(each, TandemError) for each in outcomes)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from factories import png, publish_classifier
-from inference_server import ServerProcess, start_server, wait_for
+from inference_server import ServerProcess, start_server
+from waiting import PATIENCE_S, wait_for
 
 from tandem.access import ClientAccess
 from tandem.cli.doctor_inference import inference_findings
@@ -56,11 +57,11 @@ def test_doctor_says_what_is_wrong_with_a_server_that_runs(server: ServerProcess
     assert (found["inference TLS"].state, found["inference metrics"].state) == ("ok", "off")
 
     with Client(server.address, access=ClientAccess(token_file=token)) as client:
-        client.wait_until_serving("good")
+        client.wait_until_serving("good", timeout_s=PATIENCE_S)
         client.classify("worse", [png(0)])
         publish_classifier(server.volume, "worse", "run-4")
         damage(server.volume, "run-4")
-        wait_for(lambda: "worse:2 can't be loaded" in server.log.read_text(), 30)
+        wait_for(lambda: "worse:2 can't be loaded" in server.log.read_text())
     found = findings(server, TANDEM_TOKEN_FILE=str(token), TANDEM_METRICS_LISTEN=metrics)
     assert found["inference access"].state == "ok"
     assert "model good" not in found

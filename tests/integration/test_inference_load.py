@@ -2,11 +2,9 @@
 
 import asyncio
 import random
-import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +13,11 @@ import pytest
 from factories import CLASS_IDS, png, publish_classifier, publish_language_model
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from torch import Tensor
+from waiting import held, until
 
 from services.inference.admission import Limits
 from services.inference.loading import ServedClassifier
-from services.inference.scheduler import MAX_BATCH, DeviceScheduler
+from services.inference.scheduler import MAX_BATCH
 from services.inference.server import Running, running_server
 from tandem.client import AsyncClient, SamplingOptions, TextPiece
 from tandem.errors import DeadlineExceeded, LimitExceeded, QueueFull, TandemError
@@ -54,30 +53,6 @@ async def stub(running: Running) -> AsyncIterator[Any]:
 async def client(running: Running) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(running.address) as client:
         yield client
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def held(scheduler: DeviceScheduler) -> AsyncIterator[None]:
-    """Hold the device within the context."""
-    opened, entered = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        entered.set()
-        opened.wait(30)
-
-    holding = asyncio.create_task(scheduler.run(hold))
-    assert await asyncio.to_thread(entered.wait, 5)
-    try:
-        yield
-    finally:
-        opened.set()
-        await holding
 
 
 async def passes_through(running: Running, reference: str) -> list[int]:
@@ -173,7 +148,7 @@ async def test_at_once_is_refused_what_the_queue_leaves_no_time_for(running: Run
         waiting = [asyncio.create_task(client.classify("a", images)) for _ in range(2)]
         await until(lambda: scheduler.num_waiting >= 512)
         needed_s = scheduler._queue.backlog_s(time.monotonic())
-        async with AsyncClient(running.address, timeout_s=needed_s / 3) as hasty:
+        async with AsyncClient(running.address, timeout_s=0.7 * needed_s) as hasty:
             with pytest.raises(DeadlineExceeded, match=r"the answer would take about .* ms, and the deadline is in"):
                 await hasty.classify("a", [png(0)])
     assert len(await asyncio.gather(*waiting)) == 2
@@ -200,7 +175,7 @@ async def test_a_storm_of_cancelled_calls_leaves_it_empty_and_serving(
     await asyncio.gather(*(leave(number) for number in range(1000)), *(stay(number) for number in range(40)))
     # Some are answered before they are cancelled; nothing else happens to any.
     assert set(codes) <= {grpc.StatusCode.CANCELLED, grpc.StatusCode.OK}
-    assert codes.count(grpc.StatusCode.CANCELLED) > 300
+    assert codes.count(grpc.StatusCode.CANCELLED) > 100
     tried["call cancelled at a random moment"] += len(codes)
     assert right == [True] * 40
     await until(lambda: running.engine.scheduler.num_items == 0)

@@ -8,7 +8,8 @@ import pytest
 from factories import CLASS_IDS, break_weights, png, publish_classifier
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from inference_server import ServerProcess, wait_for
+from inference_server import ServerProcess
+from waiting import PATIENCE_S, wait_for
 
 from tandem.client import Client
 from tandem.errors import CheckpointCorrupt, DeadlineExceeded, ModelNotFound, ServerUnavailable
@@ -78,7 +79,7 @@ def test_models_appear_and_are_swapped_without_a_restart(server: ServerProcess, 
     with pytest.raises(ModelNotFound):
         client.classify("new", [png(0)])
     publish_classifier(server.volume, "new", "run-new-1", seed=3)
-    client.wait_until_serving("new", timeout_s=10)
+    client.wait_until_serving("new", timeout_s=PATIENCE_S)
     assert client.classify("new", [png(0)]).model.version == 1
     publish_classifier(server.volume, "new", "run-new-2", seed=4)
     wait_for(lambda: client.classify("new", [png(0)]).model.version == 2)
@@ -87,7 +88,7 @@ def test_models_appear_and_are_swapped_without_a_restart(server: ServerProcess, 
 
 def test_a_broken_version_is_refused_and_the_old_one_goes_on(server: ServerProcess, client: Client) -> None:
     publish_classifier(server.volume, "torn", "run-torn-1", seed=5)
-    client.wait_until_serving("torn", timeout_s=10)
+    client.wait_until_serving("torn", timeout_s=PATIENCE_S)
     before = client.classify("torn", [png(0)])
     # Broken before it is published, so that the server never sees it whole.
     version = publish_classifier(server.volume, "staged", "run-torn-2", seed=6)

@@ -216,7 +216,7 @@ def test_typed_contents_are_taken_and_raw_ones_come_back(host: InProcess) -> Non
 
 def test_a_request_waits_no_longer_than_its_timeout(public: Any, host: InProcess) -> None:
     opened = threading.Event()
-    holding = asyncio.run_coroutine_threadsafe(host.running.engine.scheduler.run(lambda: opened.wait(10)), host.loop)
+    holding = asyncio.run_coroutine_threadsafe(host.running.engine.scheduler.run(lambda: opened.wait(60)), host.loop)
     timer = threading.Timer(0.5, opened.set)
     timer.start()
     # Behind what holds the device, until the timeout has passed in the queue.
@@ -234,7 +234,7 @@ def test_calls_of_both_protocols_share_batches(host: InProcess, ours: Client) ->
     network = served.runtime._network
     hook = network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0]))
     alone = ours.classify("pictures", [png(0)]).results[0].top_k
-    holding = asyncio.run_coroutine_threadsafe(engine.scheduler.run(lambda: opened.wait(10)), host.loop)
+    holding = asyncio.run_coroutine_threadsafe(engine.scheduler.run(lambda: opened.wait(60)), host.loop)
 
     async def call() -> tuple[list[Any], list[Any]]:
         async with triton_aio.InferenceServerClient(host.address) as client:

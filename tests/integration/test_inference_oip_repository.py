@@ -7,8 +7,9 @@ from typing import Any
 import grpc
 import pytest
 from factories import png
-from open_inference import InProcess, encoded, refused, until
+from open_inference import InProcess, encoded, refused
 from tritonclient.grpc import service_pb2
+from waiting import wait_for
 
 from tandem.client import Client
 
@@ -71,7 +72,7 @@ def test_statistics_count_what_was_done(public: Any, ours: Client) -> None:
     ours.classify("others", [png(0)])
     refused(lambda: public.infer("others", encoded(b"none")))
     # The lane of a call is counted when the call has ended, just after its answer.
-    until(lambda: statistics(public, "others").inference_stats.fail.count == 1)
+    wait_for(lambda: statistics(public, "others").inference_stats.fail.count == 1)
     told = statistics(public, "others")
     assert (told.name, told.version, told.inference_count, told.execution_count) == ("others", "1", 4, 2)
     stats = told.inference_stats
@@ -96,10 +97,10 @@ def test_a_given_up_text_is_counted_apart(public: Any, host: InProcess) -> None:
 
     success, fail = counted()
     public.infer("words", [], parameters={"max_words": 2})
-    until(lambda: counted() == (success + 1, fail))
+    wait_for(lambda: counted() == (success + 1, fail))
     answers: queue.Queue[Any] = queue.Queue()
     public.start_stream(lambda result, error: answers.put(result or error))
     public.async_stream_infer("words", [], parameters={"max_words": 100_000})
-    answers.get(timeout=20)
+    answers.get(timeout=120)
     public.stop_stream(cancel_requests=True)
-    until(lambda: counted() == (success + 1, fail + 1))
+    wait_for(lambda: counted() == (success + 1, fail + 1))

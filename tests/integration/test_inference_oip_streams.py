@@ -16,10 +16,10 @@ from open_inference import (
     encoded,
     parameters,
     prompt,
-    until,
 )
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
+from waiting import wait_for
 
 from tandem.client import Client, SamplingOptions, TextPiece
 from tandem.wire.results import GenerationSummary
@@ -58,7 +58,7 @@ def collect(client: Any, send: Callable[[Any], object], num_final: int, **option
         send(client)
         found: list[tuple[Any, Any]] = []
         while num_final:
-            result, error = told.get(timeout=20)
+            result, error = told.get(timeout=120)
             found.append((result, error))
             num_final -= error is not None or parameters(result)[FINAL]
         return found
@@ -115,9 +115,9 @@ def test_a_stream_that_is_left_gives_its_place_back(public: Any, host: InProcess
     public.start_stream(lambda result, error: told.put(result or error))
     for _ in range(3):
         public.async_stream_infer("words", prompt("the cat"), parameters={"max_words": 100_000})
-    told.get(timeout=20)
+    told.get(timeout=120)
     public.stop_stream(cancel_requests=True)
-    until(lambda: host.running.engine.scheduler.num_items == 0)
+    wait_for(lambda: host.running.engine.scheduler.num_items == 0)
 
 
 def test_a_slow_reader_holds_up_nobody_else(host: InProcess, public: Any) -> None:
@@ -133,7 +133,7 @@ def test_a_slow_reader_holds_up_nobody_else(host: InProcess, public: Any) -> Non
         next(answers)
         assert public.infer("pictures", encoded(png(0)), client_timeout=20).as_numpy("logits").shape == (1, 5)
         answers.cancel()
-    until(lambda: host.running.engine.scheduler.num_items == 0)
+    wait_for(lambda: host.running.engine.scheduler.num_items == 0)
 
 
 async def test_the_asyncio_client_does_the_same(host: InProcess) -> None:

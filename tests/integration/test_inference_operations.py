@@ -17,10 +17,11 @@ import grpc
 import pytest
 from factories import png, publish_classifier, publish_language_model
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from inference_server import ServerProcess, start_server, wait_for
+from inference_server import ServerProcess, start_server
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import PATIENCE_S, wait_for
 
 from tandem.client import Client, SamplingOptions, TextPiece
 from tandem.errors import Unavailable
@@ -74,7 +75,7 @@ class Collector:
         def found() -> list[Span]:
             return [span for span in self.spans if span.trace_id.hex() == trace_id]
 
-        wait_for(lambda: len(found()) >= num_spans, 20)
+        wait_for(lambda: len(found()) >= num_spans)
         assert len(found()) == num_spans
         return {span.name: span for span in found()}
 
@@ -107,7 +108,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> It
     try:
         with Client(server.address) as client:
             for model in ("pictures", "words"):
-                client.wait_until_serving(model)
+                client.wait_until_serving(model, timeout_s=PATIENCE_S)
                 client.get_model(model)
         yield server
         assert server.stop() == 0
@@ -241,7 +242,6 @@ def test_a_slow_call_is_in_the_log_without_its_contents(server: ServerProcess, s
     # There is room for a line each second, at the latest.
     wait_for(
         lambda: found() or not list(stub.Generate(request, metadata=[("traceparent", f"00-{trace_id}-{SPAN_ID}-01")])),
-        20,
     )
     document = found()[0]
     assert (document["logger"], document["model"], document["code"]) == ("tandem.inference.slow", "words:1", "OK")
@@ -258,7 +258,7 @@ def start(directory: Path, **changes: str) -> ServerProcess:
     server = start_server(directory, volume, TANDEM_ENGINE="eager", **changes)
     with Client(server.address) as client:
         for model in ("pictures", "words"):
-            client.wait_until_serving(model)
+            client.wait_until_serving(model, timeout_s=PATIENCE_S)
             client.get_model(model)
     return server
 
@@ -332,7 +332,7 @@ def test_a_restart_under_load_fails_no_call(tmp_path: Path) -> None:
         assert first.process.wait(20) == 0
         before = load.num_answers
         second = start_server(tmp_path / "two", first.volume, first.address, TANDEM_ENGINE="eager")
-        wait_for(lambda: load.num_answers > before + 10, 60)
+        wait_for(lambda: load.num_answers > before + 10)
     finally:
         load.stop()
         for server in (first, second):
@@ -363,7 +363,7 @@ def test_a_server_that_drains_is_not_ready_and_serves_on(tmp_path: Path) -> None
             assert server.process.poll() is None
             # A second signal ends it at once.
             server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(10) == 128 + signal.SIGTERM
+            assert server.process.wait(120) == 128 + signal.SIGTERM
     finally:
         server.kill()
     assert "told to stop a second time" in server.log.read_text()
@@ -379,7 +379,7 @@ def test_a_text_without_end_is_told_that_the_server_stops(tmp_path: Path) -> Non
             with pytest.raises(Unavailable, match="the server is stopping and gave this call up"):
                 for _ in steps:
                     pass
-            assert server.process.wait(10) == 0
+            assert server.process.wait(120) == 0
     finally:
         server.kill()
     log = server.log.read_text()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from factories import png, publish_classifier, publish_language_model
-from inference_server import start_server, wait_for
+from inference_server import start_server
+from waiting import PATIENCE_S, wait_for
 
 from services.inference.listening import check_loopback
 from services.inference.server import main as server_main
@@ -99,14 +100,14 @@ def test_a_text_under_way_is_finished_when_the_server_is_told_to_stop(tmp_path: 
     server = start_server(tmp_path, volume, TANDEM_REDIS_URL="redis://127.0.0.1:1/0")
     try:
         with Client(server.address) as client:
-            client.wait_until_serving("words")
+            client.wait_until_serving("words", timeout_s=PATIENCE_S)
             steps = client.generate("words", None, 1000, SamplingOptions(seed=1))
             assert isinstance(next(steps), TextPiece)
             server.process.send_signal(signal.SIGTERM)
             *_, last = steps
             assert isinstance(last, GenerationSummary)
             assert last.num_words == 1000
-            assert server.process.wait(10) == 0
+            assert server.process.wait(120) == 0
             with pytest.raises(TandemError):
                 client.list_models()
     finally:
@@ -134,12 +135,12 @@ def test_interrupted_with_an_endless_text_it_stops_in_its_grace(tmp_path: Path) 
 
     try:
         with Client(server.address) as client:
-            client.wait_until_serving("pictures")
+            client.wait_until_serving("pictures", timeout_s=PATIENCE_S)
             reader = threading.Thread(target=read_on, args=(client,))
             reader.start()
             assert not client.classify("pictures", [png(0)]).results[0].error
-            assert server.stop(signal.SIGINT, timeout_s=9) == 0
-            reader.join(5)
+            assert server.stop(signal.SIGINT) == 0
+            reader.join(60)
             wait_for(lambda: len(failures) == 1)
     finally:
         server.kill()
@@ -155,7 +156,7 @@ def test_a_text_that_the_servers_death_cuts_off_says_so(tmp_path: Path) -> None:
     server = start_server(tmp_path, volume)
     try:
         with Client(server.address) as client:
-            client.wait_until_serving("words")
+            client.wait_until_serving("words", timeout_s=PATIENCE_S)
             steps = client.generate("words", None, 100_000)
             next(steps)
             server.kill()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from factories import MODELS, TEXT, publish_language_model, vocabulary
 from inference_server import ServerProcess
+from waiting import until
 
 from services.inference.server import running_server
 from services.trainer.engine.text_evaluation import Reading, token_losses
@@ -192,13 +193,6 @@ async def test_the_deadline_and_a_caller_who_leaves_end_the_work(server: ServerP
                 await until(lambda: scheduler.num_items == 0)
         held.set()
         await blocked
-
-
-async def until(condition: object, timeout_s: float = 30.0) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_the_command(

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import grpc
 import pytest
 from factories import break_weights, png, publish_classifier, publish_language_model
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from inference_server import wait_for
+from waiting import PATIENCE_S, until, wait_for
 
 from services.inference import watch
 from services.inference.loading import ServedClassifier
@@ -55,12 +55,6 @@ def volume(tmp_path: Path) -> Volume:
 @pytest.fixture
 def quick_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "SCAN_INTERVAL_S", 0.05)
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @dataclass
@@ -211,7 +205,7 @@ def _pixels() -> Any:
 
 async def test_the_volume_goes_and_comes_back(volume: Volume, quick_scans: None, tried: "Counter[str]") -> None:
     async with serving(volume) as running, AsyncClient(running.address) as client:
-        await client.wait_until_serving("pictures", timeout_s=60)
+        await client.wait_until_serving("pictures", timeout_s=PATIENCE_S)
         callers = Callers(running.address)
         async with callers.calling():
             for path in (volume.models, volume.home, volume.models, volume.home):
@@ -282,7 +276,7 @@ class Valkey:
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(120)
             self._process = None
 
 

@@ -20,7 +20,8 @@ import pytest
 from brokers import Certificates, free_port
 from factories import png, publish_classifier, publish_language_model
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from inference_server import COMMAND, ROOT, ServerProcess, environment, start_server, wait_for
+from inference_server import COMMAND, ROOT, ServerProcess, environment, start_server
+from waiting import PATIENCE_S, wait_for
 
 from tandem.client import AsyncClient, Client, ClientAccess, GenerationSummary
 from tandem.errors import DeadlineExceeded, InvalidRequest, PermissionDenied, ServerUnavailable, Unauthenticated
@@ -88,8 +89,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(server, certificates, client_crt, client_key, tokens, directory)
     try:
         with site.client() as client:
-            client.wait_until_serving("pictures")
-            client.wait_until_serving("words")
+            client.wait_until_serving("pictures", timeout_s=PATIENCE_S)
+            client.wait_until_serving("words", timeout_s=PATIENCE_S)
         yield site
         assert server.stop() == 0
     finally:
@@ -114,13 +115,13 @@ def test_the_blocking_client(site: Site) -> None:
 
 async def test_the_client_for_asyncio(site: Site) -> None:
     async with AsyncClient(site.server.address, access=site.access()) as client:
-        await client.wait_until_serving("pictures")
+        await client.wait_until_serving("pictures", timeout_s=PATIENCE_S)
         assert not (await client.classify("pictures", [png(0)])).results[0].error
         *_, last = [step async for step in client.generate("words", None, 20)]
         assert isinstance(last, GenerationSummary)
     async with AsyncClient(site.server.address, access=site.access(None)) as client:
         with pytest.raises(Unauthenticated, match="TANDEM_TOKEN_FILE"):
-            await client.wait_until_serving("pictures")
+            await client.wait_until_serving("pictures", timeout_s=PATIENCE_S)
 
 
 def command(site: Site, *arguments: str, **changes: str) -> "subprocess.CompletedProcess[str]":
@@ -191,7 +192,7 @@ def test_callers_with_the_wrong_credentials_are_told_so(site: Site, tmp_path: Pa
         with site.client(access) as client, pytest.raises(ServerUnavailable, match=says):
             client.list_models()
     with site.client(site.access(ca_file=other.ca)) as client, pytest.raises(ServerUnavailable, match="no authority"):
-        client.wait_until_serving()
+        client.wait_until_serving(timeout_s=PATIENCE_S)
     with site.client(plain) as client, pytest.raises(DeadlineExceeded, match=r"after 1 s: .* if it speaks TLS"):
         client.wait_until_serving(timeout_s=1.0)
     with pytest.raises(InvalidRequest, match="are no certificate with its key"):
@@ -213,13 +214,13 @@ def test_a_client_with_tls_at_a_server_without(tmp_path: Path, site: Site) -> No
 def test_tokens_and_scopes(site: Site) -> None:
     with site.client(site.access(None)) as client:
         # The whole's health is for probes, a model's is not.
-        client.wait_until_serving()
+        client.wait_until_serving(timeout_s=PATIENCE_S)
         for model in ("pictures", "no-such-model"):
             with pytest.raises(Unauthenticated, match="wants a token with each call") as caught:
                 client.get_model(model)
             assert model not in str(caught.value)
             with pytest.raises(Unauthenticated):
-                client.wait_until_serving(model, timeout_s=5)
+                client.wait_until_serving(model, timeout_s=PATIENCE_S)
     with (
         site.client(site.access("unknown-token-of-nobody")) as client,
         pytest.raises(Unauthenticated, match="does not know the token"),
@@ -285,7 +286,7 @@ def test_a_revoked_token_is_refused_within_seconds(site: Site) -> None:
     with site.client(site.access(REVOKED)) as client:
         client.list_models()
         site.tokens.write_text(token_lines())
-        wait_for(lambda: is_refused(client), 10)
+        wait_for(lambda: is_refused(client))
         # A half-written file changes nothing.
         site.tokens.write_text("predict ")
         time.sleep(1.5)
@@ -293,7 +294,7 @@ def test_a_revoked_token_is_refused_within_seconds(site: Site) -> None:
         with site.client() as other:
             other.list_models()
         site.tokens.write_text(token_lines(REVOKED))
-        wait_for(lambda: not is_refused(client), 10)
+        wait_for(lambda: not is_refused(client))
     assert site.server.log.read_text().count("the tokens were changed, and those before go on being used") == 1
 
 
@@ -437,7 +438,7 @@ def test_with_tls_it_listens_elsewhere_and_says_who_may_call(tmp_path: Path) -> 
         )
     try:
         with Client(f"localhost:{port}", access=ClientAccess(ca_file=certificates.ca)) as client:
-            client.wait_until_serving()
+            client.wait_until_serving(timeout_s=PATIENCE_S)
             assert client.list_models() == []
     finally:
         process.terminate()
@@ -471,7 +472,7 @@ def test_a_connection_that_pings_without_end_is_closed(tmp_path: Path) -> None:
         # SETTINGS with MAX_CONCURRENT_STREAMS.
         assert struct.pack(">HI", 3, 1024) in received
         with Client(server.address) as client:
-            client.wait_until_serving()
+            client.wait_until_serving(timeout_s=PATIENCE_S)
     finally:
         server.kill()
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from inference_server import wait_for
 from redis.asyncio import Redis
+from waiting import PATIENCE_S, wait_for
 
 from services.inference.watch import listen
 from tandem.jobs.broker import Broker
@@ -17,8 +17,8 @@ from tandem.jobs.store import MODELS_STREAM
 from tandem.local.broker import broker_url, server_command, socket_path
 
 
-async def until(condition: asyncio.Event, timeout_s: float = 5.0) -> None:
-    await asyncio.wait_for(condition.wait(), timeout_s)
+async def until(condition: asyncio.Event) -> None:
+    await asyncio.wait_for(condition.wait(), PATIENCE_S)
     condition.clear()
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner, Result
 from receiver import receiver
-from rig import Bench, wait_for
+from rig import Bench
+from waiting import wait_for
 
 from tandem.checkpoints.registry import Registry
 from tandem.cli.runs import runs
@@ -62,12 +63,12 @@ def test_the_webhook_hears_of_each_end_and_no_failure_of_it_touches_the_run(home
         canceled = home.language_model(scheduling={"webhook": f"{address}/ended"})
         cancel(canceled, home.volume, home.store)
         home.start_worker()
-        wait_for(lambda: got, 20.0, "the first webhook")
+        wait_for(lambda: got, "the first webhook")
         assert (got[0][1]["run_id"], got[0][1]["state"]) == (canceled, "CANCELED"), "it ended before there was a worker"
         unheard = home.language_model(scheduling={"webhook": "http://127.0.0.1:9/nobody"}, epochs=1)
         heard = home.language_model(scheduling={"webhook": f"{address}/ended"}, epochs=1)
         for run_id in (unheard, heard):
             assert home.wait_for_state(run_id, "SUCCEEDED", "FAILED").state == "SUCCEEDED"
-        wait_for(lambda: len(got) == 2, 20.0, "the second webhook")
+        wait_for(lambda: len(got) == 2, "the second webhook")
     document = got[1][1]
     assert (document["run_id"], document["state"], document["model_version"]) == (heard, "SUCCEEDED", 2)

@@ -8,7 +8,8 @@ import time
 
 import pytest
 from factories import classifier_card, classifier_files
-from rig import LONG, Bench, processes, wait_for, weights
+from rig import LONG, Bench, processes, weights
+from waiting import wait_for
 
 from services.trainer.holder import computing_process
 from tandem.checkpoints.files import (
@@ -57,9 +58,8 @@ def test_a_cancel_saves_a_checkpoint_and_the_run_can_be_resumed(bench: Bench) ->
     run_id = bench.language_model(**{**LONG, "checkpoint_every_s": 3600})
     bench.wait_for_step(run_id, 10)
     cancel(run_id, bench.volume, bench.store)
-    asked = time.monotonic()
     canceled = bench.wait_for_state(run_id, "CANCELED")
-    assert time.monotonic() - asked < 20.0
+    assert "did not stop in" not in bench.worker_log()
     assert not bench.training_processes(run_id)
     (*_, newest) = list_checkpoints(bench.volume.run(run_id))
     read_verified(newest)
@@ -77,7 +77,7 @@ def test_a_publication_that_takes_longer_than_a_lease_stays_with_its_worker(benc
     with open(model / ".lock", "w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         run_id = bench.language_model(epochs=1)
-        wait_for((bench.volume.run(run_id) / "status.json").exists, 60.0, "the end of the training")
+        wait_for((bench.volume.run(run_id) / "status.json").exists, "the end of the training")
         time.sleep(4.0)
         assert bench.record(run_id).state == "RUNNING"
     record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
@@ -136,9 +136,9 @@ def test_a_broker_that_loses_everything_gets_the_runs_back_from_the_volume(bench
     for path in (bench.volume.home / "appendonlydir").iterdir():
         path.unlink()
     bench.start_broker()
-    wait_for(lambda: _has_forgotten(bench, run_id), 10.0, "an empty broker")
+    wait_for(lambda: _has_forgotten(bench, run_id), "an empty broker")
     bench.start_worker()
-    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED", timeout_s=60)
+    record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
     assert record.state == "SUCCEEDED", record.message
 
 
@@ -166,7 +166,7 @@ def test_a_record_that_can_not_be_written_harms_no_run_and_is_written_when_it_ca
     assert (done.state, done.attempt) == ("SUCCEEDED", 1)
     (run / "record.json" / "in the way").unlink()
     (run / "record.json").rmdir()
-    wait_for(lambda: read_mirror(run) == done, 20.0, "the record on the volume")
+    wait_for(lambda: read_mirror(run) == done, "the record on the volume")
 
 
 def test_a_name_keeps_its_kind(bench: Bench) -> None:
@@ -202,7 +202,7 @@ def test_a_full_volume_is_tried_again_and_keeps_the_last_checkpoint(bench: Bench
     bench.start_worker()
     run_id = bench.language_model(**LONG)
     run = bench.volume.run(run_id)
-    wait_for(lambda: len(list_checkpoints(run)) >= 2, 60.0, "two checkpoints")
+    wait_for(lambda: len(list_checkpoints(run)) >= 2, "two checkpoints")
     # Root ignores modes: a file in the place of the directory fails every further save, as a full disk does.
     (run / "checkpoints").rename(run / "kept")
     (run / "checkpoints").write_text("in the way")
@@ -241,7 +241,7 @@ def test_a_paused_run_gives_its_place_to_another_and_goes_on_when_resumed(bench:
 def test_a_time_limit_ends_a_run_with_a_checkpoint_and_resume_gives_it_as_long_again(bench: Bench) -> None:
     # The limit counts the start too, and on a busy machine an import takes any time: let it be done before.
     bench.start_worker(TANDEM_PRELOAD="1")
-    wait_for(lambda: bench.ready_spares(), 90.0, "a process that has imported everything")
+    wait_for(lambda: bench.ready_spares(), "a process that has imported everything")
     values = {**LONG, "epochs": 10_000, "checkpoint_every_s": 3600}
     run_id = bench.language_model(**values, scheduling={"time_limit_s": 8.0})
     record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
@@ -250,7 +250,7 @@ def test_a_time_limit_ends_a_run_with_a_checkpoint_and_resume_gives_it_as_long_a
     assert 8.0 <= record.spent_s < 60.0
     step = record.saved_step
     read_verified(list_checkpoints(bench.volume.run(run_id))[-1])
-    wait_for(lambda: bench.ready_spares(), 90.0, "another")
+    wait_for(lambda: bench.ready_spares(), "another")
     resume(run_id, bench.volume, bench.store, make_celery(bench.url))
     bench.wait_for_step(run_id, step + 1, attempt=2)
     cancel(run_id, bench.volume, bench.store)
@@ -263,7 +263,7 @@ def test_a_waiting_process_computes_a_run_as_a_fresh_one_does(bench: Bench) -> N
     bench.wait_for_state(fresh, "SUCCEEDED")
     os.killpg(bench.workers[0].pid, signal.SIGKILL)
     worker = bench.start_worker(TANDEM_PRELOAD="1")
-    wait_for(lambda: bench.spares(), 30.0, "a process that waits")
+    wait_for(lambda: bench.spares(), "a process that waits")
     (spare,) = bench.spares()
     run_id = bench.language_model(model_name="spared")
     record = bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
@@ -272,10 +272,10 @@ def test_a_waiting_process_computes_a_run_as_a_fresh_one_does(bench: Bench) -> N
     assert computing is not None
     assert computing.pid == spare
     assert weights(bench, run_id) == weights(bench, fresh)
-    wait_for(lambda: bench.spares() not in ([], [spare]), 30.0, "another that waits")
+    wait_for(lambda: bench.spares() not in ([], [spare]), "another that waits")
     worker.send_signal(signal.SIGTERM)
     worker.wait(30)
-    wait_for(lambda: not bench.spares(), 10.0, "the end of the one that waited")
+    wait_for(lambda: not bench.spares(), "the end of the one that waited")
 
 
 def test_submitting_to_a_broker_that_is_down_leaves_nothing_behind(bench: Bench) -> None:
@@ -298,4 +298,4 @@ def test_no_worker_process_outlives_its_worker(bench: Bench) -> None:
     worker.send_signal(signal.SIGTERM)
     worker.wait(30)
     home = str(bench.volume.home)
-    wait_for(lambda: not [pid for pid, command in processes() if home in command and "services" in command], 10.0)
+    wait_for(lambda: not [pid for pid, command in processes() if home in command and "services" in command])

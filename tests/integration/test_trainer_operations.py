@@ -12,14 +12,15 @@ from urllib.request import urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from rig import Bench, answers, wait_for
+from rig import Bench, answers
+from waiting import wait_for
 
 from tandem.checkpoints.files import list_checkpoints
 
 
 def scrape(bench: Bench) -> dict[tuple[str, ...], float]:
     """Return the samples by their names and the values of their labels."""
-    log = (bench.volume.home / "worker.log").read_text()
+    log = bench.worker_log()
     (address,) = re.findall(r"metrics on (http://127\.0\.0\.1:\d+/metrics)", log)
     with urlopen(address, timeout=10) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
@@ -35,10 +36,10 @@ def test_in_json_every_line_of_the_log_is_a_document(bench: Bench) -> None:
     bench.wait_for_state(bench.language_model(epochs=1), "SUCCEEDED", "FAILED")
     (child,) = children(worker.pid)
     os.kill(child, signal.SIGKILL)
-    wait_for(lambda: children(worker.pid) not in ([], [child]), 10.0, "another child")
+    wait_for(lambda: children(worker.pid) not in ([], [child]), "another child")
     worker.send_signal(signal.SIGTERM)
     worker.wait(30)
-    documents = [json.loads(line) for line in (bench.volume.home / "worker.log").read_text().splitlines()]
+    documents = [json.loads(line) for line in bench.worker_log().splitlines()]
     loggers = {document["logger"] for document in documents}
     assert {"celery.worker.strategy", "multiprocessing", "services.trainer.attempt"} <= loggers
     assert {"at", "level", "message"} <= set.intersection(*(set(document) for document in documents))
@@ -49,7 +50,7 @@ def test_a_worker_tells_prometheus_of_its_runs_also_those_of_dead_children(bench
     assert scrape(bench)["tandem_attempts_total", "succeeded"] == 0
     run_id = bench.language_model()
     bench.wait_for_state(run_id, "SUCCEEDED", "FAILED")
-    wait_for(lambda: scrape(bench)["tandem_attempts_total", "succeeded"] == 1, 10.0, "the count")
+    wait_for(lambda: scrape(bench)["tandem_attempts_total", "succeeded"] == 1, "the count")
     found = scrape(bench)
     run = bench.volume.run(run_id)
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
@@ -75,7 +76,7 @@ def test_a_worker_tells_prometheus_of_its_runs_also_those_of_dead_children(bench
     (process,) = bench.training_processes(second)
     os.kill(process, signal.SIGKILL)
     bench.wait_for_state(second, "SUCCEEDED", "FAILED")
-    wait_for(lambda: scrape(bench)["tandem_attempts_total", "succeeded"] == 2, 10.0, "the count of both")
+    wait_for(lambda: scrape(bench)["tandem_attempts_total", "succeeded"] == 2, "the count of both")
     found = scrape(bench)
     assert found["tandem_attempts_total", "lost"] == 1
     assert found["tandem_attempt_seconds_count",] == 3
@@ -87,12 +88,12 @@ def test_without_a_broker_a_worker_is_still_scraped(bench: Bench) -> None:
     os.kill(bench.broker.pid, signal.SIGSTOP)
     assert scrape(bench)["tandem_broker_up",] == 0
     os.kill(bench.broker.pid, signal.SIGCONT)
-    wait_for(lambda: scrape(bench)["tandem_broker_up",] == 1, 20.0, "the broker")
+    wait_for(lambda: scrape(bench)["tandem_broker_up",] == 1, "the broker")
 
 
 def test_a_port_that_is_taken_or_none_ends_the_worker_with_one_line(bench: Bench) -> None:
     bench.start_worker(TANDEM_METRICS_LISTEN="127.0.0.1:0")
-    log = (bench.volume.home / "worker.log").read_text()
+    log = bench.worker_log()
     (port,) = re.findall(r"metrics on http://127\.0\.0\.1:(\d+)/", log)
     basis = {**os.environ, "TANDEM_HOME": str(bench.volume.home), "TANDEM_REDIS_URL": str(bench.url)}
     for listen, says in ((f"127.0.0.1:{port}", "Address already in use"), ("here", "write HOST:PORT")):
@@ -113,14 +114,14 @@ def test_a_worker_without_its_broker_lives_and_one_that_is_stopped_does_not(benc
         return time.time() - heartbeat.stat().st_mtime
 
     worker = bench.start_worker()
-    wait_for(heartbeat.exists, 10.0, "the first heartbeat")
+    wait_for(heartbeat.exists, "the first heartbeat")
     os.killpg(bench.broker.pid, signal.SIGKILL)
     bench.broker.wait()
     # Longer than its loop may stand still for another reason: Celery connects again and again in it.
     time.sleep(10.0)
     assert age_s() < 5.0
     bench.start_broker()
-    wait_for(lambda: answers(bench), 10.0, "the broker")
+    wait_for(lambda: answers(bench), "the broker")
     assert age_s() < 5.0
     os.kill(worker.pid, signal.SIGSTOP)
     time.sleep(6.0)

@@ -69,7 +69,7 @@ def publish(registry: Registry, name: str, run_id: str) -> Located:
 
 
 async def next_of(updates: Updates) -> Any:
-    return await asyncio.wait_for(anext(updates), 10)
+    return await asyncio.wait_for(anext(updates), 120)
 
 
 async def told(updates: Updates, count: int) -> list[Any]:

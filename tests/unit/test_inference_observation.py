@@ -233,7 +233,7 @@ async def test_calls_that_are_given_up_end_unavailable() -> None:
         begun.set()
         await asyncio.sleep(60)
 
-    await asyncio.wait_for(observer.idle(), 5)
+    await asyncio.wait_for(observer.idle(), 120)
     wrapped = await handler_of(observer, grpc.unary_unary_rpc_method_handler(endless))
     task = asyncio.create_task(wrapped.unary_unary(None, Context()))
     await begun.wait()
@@ -243,7 +243,7 @@ async def test_calls_that_are_given_up_end_unavailable() -> None:
     observer.end_all()
     with pytest.raises(grpc.aio.AbortError, match="the server is stopping and gave this call up"):
         await task
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 120)
     assert (await told(listened)).code == "UNAVAILABLE"
 
 
@@ -372,7 +372,7 @@ async def test_what_waits_for_the_device_is_told(scheduler: DeviceScheduler) -> 
     metrics = ServerMetrics(
         cast(Any, Models(served("tiny", 1, runtime))), Devices([scheduler]), CallCounts(), LoadCounts()
     )
-    holding = asyncio.create_task(scheduler.run(lambda: opened.wait(10)))
+    holding = asyncio.create_task(scheduler.run(lambda: opened.wait(60)))
     await asyncio.sleep(0)
     with scheduler.admit(2, runtime) as place:
         asking = asyncio.create_task(place.predict(runtime, torch.zeros(2, 3, 4, 4, dtype=torch.uint8)))

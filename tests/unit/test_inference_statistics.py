@@ -58,7 +58,7 @@ async def test_calls_that_do_not(scheduler: DeviceScheduler) -> None:
     with scheduler.admit(4, runtime), pytest.raises(QueueFull), scheduler.admit(1, runtime):
         pass
     opened = threading.Event()
-    holding = asyncio.create_task(scheduler.run(lambda: opened.wait(5)))
+    holding = asyncio.create_task(scheduler.run(lambda: opened.wait(60)))
     try:
         with pytest.raises(DeadlineExceeded), scheduler.admit(1, runtime, deadline=0.0) as place:
             await asyncio.gather(place.predict(runtime, PIXELS[:1]), asyncio.to_thread(opened.set))

@@ -7,7 +7,7 @@ import pytest
 
 from tandem.checkpoints.files import step_directory, write_checkpoint, write_pointer
 from tandem.checkpoints.references import ModelReference, RunReference, parse_reference
-from tandem.checkpoints.registry import MAX_ALIASES, Registry, describe
+from tandem.checkpoints.registry import MAX_ALIASES, Registry, Version, describe
 from tandem.errors import (
     CheckpointCorrupt,
     Conflict,
@@ -96,6 +96,21 @@ def test_runs_resolve_to_their_best_then_their_latest(registry: Registry) -> Non
         registry.resolve("run:r1/9")
     with pytest.raises(RunNotFound):
         registry.resolve("run:r9")
+
+
+def test_a_reference_resolves_while_a_version_is_published(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(registry, "r1", 0.5)
+    listed = registry.versions
+
+    def versions_and_then_another(name: str) -> list[Version]:
+        found = listed(name)
+        monkeypatch.setattr(registry, "versions", listed)
+        publish(registry, "r2", 0.4)
+        return found
+
+    monkeypatch.setattr(registry, "versions", versions_and_then_another)
+    assert registry.resolve("m").label == "m:1"
+    assert registry.resolve("m").label == "m:2"
 
 
 def test_what_is_not_there_is_said(registry: Registry) -> None:

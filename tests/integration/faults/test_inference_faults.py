@@ -19,7 +19,8 @@ from typing import Any
 import grpc
 import pytest
 from factories import encode, picture, png
-from inference_server import ServerProcess, wait_for
+from inference_server import ServerProcess
+from waiting import wait_for
 
 from tandem.client import Client, GenerationSummary, SamplingOptions, TextPiece
 from tandem.wire.v1 import inference_pb2 as pb
@@ -68,7 +69,7 @@ class Neighbour:
 
     def check(self) -> None:
         seen = self.num_answers
-        wait_for(lambda: self.num_answers > seen + 1, 60.0)
+        wait_for(lambda: self.num_answers > seen + 1)
         self._stop.set()
         self._thread.join(60)
         assert self.wrong == []
@@ -220,7 +221,7 @@ def test_clients_that_are_killed_leave_nothing_behind(
             process.kill()
             process.communicate()
             tried["client killed in the middle of its calls"] += 1
-    wait_for(lambda: num_connections(server) <= 3, 60.0)
+    wait_for(lambda: num_connections(server) <= 3)
 
 
 def num_connections(server: ServerProcess) -> int:
@@ -257,7 +258,7 @@ def test_half_open_connections_and_other_protocols_cost_nobody_anything(
             opened.append(connection)
             tried["connection that begins and says no more"] += 1
         seen = neighbour.num_answers
-        wait_for(lambda: neighbour.num_answers > seen + 3, 60.0)
+        wait_for(lambda: neighbour.num_answers > seen + 3)
     finally:
         for number, connection in enumerate(opened):
             if number % 2:

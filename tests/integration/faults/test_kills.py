@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rig import LEASE_S, Bench, answers, processes, wait_for
+from rig import LEASE_S, Bench, answers, processes
 from samples import write_text_dataset
 from training_process import end_state, finish, new_run
+from waiting import wait_for
 
 from services.trainer.holder import computing_process
 from tandem.checkpoints.files import list_checkpoints, read_verified
@@ -151,7 +152,7 @@ def kill_broker(scene: Scene) -> None:
     scene.bench.broker.wait()
     time.sleep(scene.chance.uniform(0.0, 1.5 * LEASE_S))
     scene.bench.start_broker()
-    wait_for(lambda: answers(scene.bench), 10.0, "the broker")
+    wait_for(lambda: answers(scene.bench), "the broker")
 
 
 def repeat_messages(scene: Scene) -> None:
@@ -204,17 +205,17 @@ def test_a_disturbed_run_ends_once_and_in_the_same_bytes(
 def check_end(scene: Scene, undisturbed: dict[str, bytes]) -> None:
     """The run has succeeded, once, in the bytes of the undisturbed one; nothing computes on, no attempt overlapped."""
     bench = scene.bench
-    record = bench.wait_for_state(scene.run_id, "SUCCEEDED", "FAILED", "CANCELED", timeout_s=150)
+    record = bench.wait_for_state(scene.run_id, "SUCCEEDED", "FAILED", "CANCELED")
     assert record.state == "SUCCEEDED", record.message
     assert [version.run_id for version in Registry(bench.volume).versions("words")] == [scene.run_id]
     assert end_state(scene.run) == undisturbed
     for checkpoint in list_checkpoints(scene.run):
         read_verified(checkpoint)
-    wait_for(lambda: not bench.training_processes(scene.run_id), 10.0, "the end of what computed")
+    wait_for(lambda: not bench.training_processes(scene.run_id), "the end of what computed")
     attempts = [json.loads(line)["attempt"] for line in (scene.run / "events.jsonl").read_text().splitlines()]
     assert attempts == sorted(attempts), "an attempt wrote when a later one had begun"
     assert record.attempt == max(attempts)
-    wait_for(lambda: bench.record(scene.run_id) == bench.store.get(scene.run_id), 10.0, "the mirror")
+    wait_for(lambda: bench.record(scene.run_id) == bench.store.get(scene.run_id), "the mirror")
 
 
 def test_a_broker_that_is_gone_for_half_a_minute_costs_no_attempt(
@@ -226,7 +227,7 @@ def test_a_broker_that_is_gone_for_half_a_minute_costs_no_attempt(
     time.sleep(30.0)
     tried["broker gone for 30 s"] += 1
     scene.bench.start_broker()
-    wait_for(lambda: answers(scene.bench), 10.0, "the broker")
+    wait_for(lambda: answers(scene.bench), "the broker")
     check_end(scene, undisturbed)
     assert scene.bench.record(scene.run_id).attempt == 1
 
@@ -244,7 +245,7 @@ def test_a_clock_that_steps_costs_no_attempt(
     bench.broker.wait()
     fake = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
     bench.start_broker(**fake, FAKETIME_DONT_FAKE_MONOTONIC="1")
-    wait_for(lambda: answers(bench), 10.0, "the broker")
+    wait_for(lambda: answers(bench), "the broker")
     before = connect(bench.url).time()[0]
     for _ in range(2):
         bench.start_worker()
@@ -253,7 +254,7 @@ def test_a_clock_that_steps_costs_no_attempt(
         bench.wait_for_step(scene.run_id, 10)
         clock.write_text(offset)
         tried[f"the broker's clock steps by {offset}"] += 1
-        wait_for(lambda: abs(connect(bench.url).time()[0] - before) > 3000, 5.0, "the step")
+        wait_for(lambda: abs(connect(bench.url).time()[0] - before) > 3000, "the step")
         time.sleep(1.0)
     check_end(scene, undisturbed)
     assert bench.record(scene.run_id).attempt == 1

@@ -7,7 +7,8 @@ import time
 from collections import Counter
 
 import pytest
-from rig import LEASE_S, Bench, wait_for
+from rig import LEASE_S, Bench
+from waiting import wait_for
 
 from tandem.checkpoints.files import list_checkpoints
 from tandem.jobs.runs import cancel, pause
@@ -24,12 +25,11 @@ def test_a_cancel_at_any_moment_of_the_start_is_heard(bench: Bench, preload: str
         run_id = bench.language_model(**ENDLESS)
         bench.wait_for_state(run_id, "RUNNING")
         time.sleep(after_s)
-        began = time.monotonic()
         cancel(run_id, bench.volume, bench.store)
         tried["cancel while it starts"] += 1
         record = bench.wait_for_state(run_id, "CANCELED", "FAILED", "SUCCEEDED")
         assert record.state == "CANCELED"
-        assert time.monotonic() - began < 25.0, "well before it would have been killed"
+        assert "did not stop in" not in bench.worker_log(), "it was not killed"
         assert record.failures == 0
 
 
@@ -75,7 +75,7 @@ def test_after_its_end_a_frozen_attempt_writes_nothing(
         bench.wait_for_state(run_id, state)
         time.sleep(1.0)
         kept = list_checkpoints(bench.volume.run(run_id))
-        wait_for(lambda: not bench.training_processes(run_id), 20.0, "the end of what computed unseen")
+        wait_for(lambda: not bench.training_processes(run_id), "the end of what computed unseen")
         assert list_checkpoints(bench.volume.run(run_id)) == kept
     finally:
         os.kill(supervisor, signal.SIGCONT)
