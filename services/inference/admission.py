@@ -1,11 +1,13 @@
 """What may be in the server at once: items and bytes of the queue, items of one model, streams."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from services.inference.batching import Lane
+from services.inference.observation import current_call
 from tandem.errors import QueueFull
-from tandem.wire.limits import MAX_MODEL_ITEMS, MAX_QUEUE_BYTES, MAX_QUEUE_ITEMS, MAX_STREAMS
+from tandem.wire.limits import MAX_LOBBY_BYTES, MAX_MODEL_ITEMS, MAX_QUEUE_BYTES, MAX_QUEUE_ITEMS, MAX_STREAMS
 
 # Told where nothing is known yet of how long the work takes.
 RETRY_AFTER_S = 1.0
@@ -87,3 +89,30 @@ class Room:
         self.num_streams += sign * load.stream
         for lane in load.lanes:
             lane.num_admitted += sign * load.num_items
+
+
+class Lobby:
+    """Calls that wait for their model to be loaded, before they have a place: what their messages hold is bounded."""
+
+    def __init__(self, num_bytes: int = MAX_LOBBY_BYTES, num_calls: int = MAX_MODEL_ITEMS) -> None:
+        self._max_bytes, self._max_calls = num_bytes, num_calls
+        self.num_bytes = self.num_calls = 0
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Count the call within which this runs; raise QueueFull if too much waits already."""
+        call = current_call()
+        num_bytes = 0 if call is None else call.num_request_bytes
+        is_full = self.num_calls >= self._max_calls or self.num_bytes + num_bytes > self._max_bytes
+        if self.num_calls and is_full:
+            raise QueueFull(
+                f"{self.num_calls} calls wait for their models to be loaded; try again in {RETRY_AFTER_S:g} s",
+                RETRY_AFTER_S,
+            )
+        self.num_calls += 1
+        self.num_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self.num_calls -= 1
+            self.num_bytes -= num_bytes

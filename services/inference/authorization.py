@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from services.inference.context import Context
 from services.inference.health import WHOLE
 from services.inference.tokens import ADMIN, PREDICT, TokenFile
 from tandem.access import TOKEN_FILE
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     # Generic for the type checker alone.
     Handler = grpc.RpcMethodHandler[Any, Any]
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
 # For probes, which have no token. Health answers for the whole alone: a model's name is for those who may predict.
 OPEN = ""

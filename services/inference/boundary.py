@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from services.inference.context import Context, is_ours
 from services.inference.messages import Malformed, bounded
 from services.inference.observation import current_call
 from tandem.errors import TandemError
 from tandem.wire.status import WireStatus, to_status
 
 log = logging.getLogger("tandem.inference")
-
-Context = grpc.aio.ServicerContext[Any, Any]
-_SERVICES = ("/tandem.", "/inference.")
 
 if TYPE_CHECKING:
     # Generic for the type checker alone.
@@ -44,7 +42,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         """Return the handler, wrapped."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(_SERVICES):
+        if handler is None or not is_ours(method):
             return handler
         coders = {
             "request_deserializer": bounded(method, handler.request_deserializer),

@@ -1,15 +1,11 @@
 """What a call's context says of its caller's wishes: until when, and how urgent."""
 
 import time
-from typing import Any
-
-import grpc
 
 from services.inference.batching import Priority
+from services.inference.context import Context
 from tandem.errors import InvalidRequest
 from tandem.wire.limits import PRIORITY_KEY
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def priority_of(context: Context) -> Priority:

@@ -5,12 +5,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
+from services.inference.context import StatusOf
 from services.inference.engine import Engine
 from services.inference.scheduler import Priority
 from services.inference.streams import Window, in_order
 from tandem.errors import QueueFull
 from tandem.wire.limits import MAX_STREAM_BYTES, MAX_STREAM_IMAGES
-from tandem.wire.status import WireStatus, to_rich
+from tandem.wire.status import to_rich
 from tandem.wire.v1 import inference_pb2 as pb
 
 METHOD = "/tandem.v1.Inference/ClassifyStream"
@@ -18,7 +19,6 @@ METHOD = "/tandem.v1.Inference/ClassifyStream"
 _IMAGE_BYTES = MAX_STREAM_BYTES // MAX_STREAM_IMAGES
 
 Classify = Callable[[pb.ClassifyRequest], Awaitable[pb.ClassifyResponse]]
-StatusOf = Callable[[str, BaseException], WireStatus | None]
 
 
 async def classify_stream(

@@ -161,6 +161,8 @@ async def compare_dataset(
 async def _both(engine: Engine, model_a: str, model_b: str, priority: Priority) -> tuple[DeviceScheduler, Pair]:
     """Return both models on one device, and its scheduler."""
     a = await _classifier(engine, model_a, "model_a")
+    # Or this call would hold the one, and wait for the room of the other.
+    await engine.models.check_fits(a, model_b)
     b = await _classifier(engine, model_b, "model_b")
     pairs = [Pair(one.in_float32(), other.in_float32()) for one, other in zip(a.everywhere, b.everywhere, strict=True)]
     number = engine.devices.pick([(pair.a.runtime, pair.b.runtime) for pair in pairs], priority)

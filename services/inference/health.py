@@ -20,6 +20,7 @@ class HealthBoard:
         self.servicer = health.HealthServicer()
         self._models: set[str] = set()
         self.is_ready = False
+        self._is_over = False
 
     async def starting(self) -> None:
         """Say that the server does not answer yet."""
@@ -27,14 +28,16 @@ class HealthBoard:
             await self.servicer.set(service, _NOT_SERVING)
 
     async def ready(self) -> None:
-        """Say that the server answers."""
+        """Say that the server answers, unless it has failed or stops; again makes no difference."""
+        if self.is_ready or self._is_over:
+            return
         self.is_ready = True
         for service in WHOLE:
             await self.servicer.set(service, _SERVING)
 
     async def failed(self) -> None:
         """Say that the server can't answer any more, though it lives."""
-        self.is_ready = False
+        self.is_ready, self._is_over = False, True
         for service in WHOLE:
             await self.servicer.set(service, _NOT_SERVING)
 
@@ -48,5 +51,5 @@ class HealthBoard:
 
     async def stopping(self) -> None:
         """Say, for good, that nothing answers any more."""
-        self.is_ready = False
+        self.is_ready, self._is_over = False, True
         await self.servicer.enter_graceful_shutdown()

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import Message
 
+from services.inference.context import Context, is_ours
 from tandem.errors import TandemError, Unavailable
 from tandem.wire.status import to_status
 
@@ -23,11 +25,9 @@ if TYPE_CHECKING:
     # Generic for the type checker alone.
     Handler = grpc.RpcMethodHandler[Any, Any]
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
 # Of one call: a comparison of a whole dataset would have thousands.
 MAX_STEPS = 64
-OUR_SERVICES = ("tandem.", "inference.")
 
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -67,6 +67,8 @@ class Observed:
     error_id: str = ""
     is_stream: bool = False
     first_answer_at: float | None = None
+    # What came, while the call lasts; None of a stream of requests.
+    request: Any = None
     ended_at: float = 0.0
     code: str = "OK"
     _call_id: str = ""
@@ -77,6 +79,11 @@ class Observed:
         if not self._call_id:
             self._call_id = secrets.token_hex(4)
         return self._call_id
+
+    @property
+    def num_request_bytes(self) -> int:
+        """The size of the message that came; 0 of a stream, which has bounds of its own."""
+        return 0 if self.request is None else int(self.request.ByteSize())
 
     @property
     def total_s(self) -> float:
@@ -128,7 +135,7 @@ class Observer(grpc.aio.ServerInterceptor):
     @property
     def num_active(self) -> int:
         """Calls under way of our own services."""
-        return sum(call.method.startswith(OUR_SERVICES) for call in self._active)
+        return sum(is_ours(call.method) for call in self._active)
 
     async def idle(self) -> None:
         """Wait until no call of our own services is under way; one waits at a time."""
@@ -177,7 +184,7 @@ class Observer(grpc.aio.ServerInterceptor):
 
     def _awaiting(self, behaviour: Any, call: Observed) -> Any:
         async def observed(request: Any, context: Context) -> Any:
-            self._begin(call, context)
+            self._begin(call, context, request)
             failure: BaseException | None = None
             try:
                 return await behaviour(request, context)
@@ -192,7 +199,7 @@ class Observer(grpc.aio.ServerInterceptor):
 
     def _yielding(self, behaviour: Any, call: Observed) -> Any:
         async def observed(request: Any, context: Context) -> AsyncIterator[Any]:
-            self._begin(call, context)
+            self._begin(call, context, request)
             failure: BaseException | None = None
             answers = None
             try:
@@ -212,11 +219,12 @@ class Observer(grpc.aio.ServerInterceptor):
 
         return observed
 
-    def _begin(self, call: Observed, context: Context) -> None:
+    def _begin(self, call: Observed, context: Context, request: Any) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._active[call] = task
         call.peer = context.peer()
+        call.request = request if isinstance(request, Message) else None
         _current.set(call)
 
     async def _say_if_stopping(self, call: Observed, context: Context, error: BaseException) -> None:
@@ -230,6 +238,7 @@ class Observer(grpc.aio.ServerInterceptor):
 
     def _end(self, call: Observed, context: Context, failure: BaseException | None) -> None:
         self._active.pop(call, None)
+        call.request = None
         if self._idle is not None and not self._idle.done() and not self.num_active:
             self._idle.set_result(None)
         call.ended_at = time.monotonic()

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from dataclasses import replace
 
+from services.inference.admission import Lobby
 from services.inference.changes import Changes
 from services.inference.loading import Served
 from services.inference.memory import MemoryBudget
@@ -51,21 +52,32 @@ class ServingRegistry:
         self.wake = asyncio.Event()
         # Models that an operator has unloaded.
         self._unloaded: set[str] = set()
+        self._lobby = Lobby()
 
     async def get(self, reference: str) -> Served:
         """Return the version that `reference` names, loaded and warm.
 
-        Raises InvalidReference, ModelNotFound, RunNotFound, ModelUnloaded, VolumeUnavailable where it is not in memory
-        and can't be read, what `Residents.obtain` does where it can't be loaded and no older one takes its place.
+        Raises InvalidReference, ModelNotFound, RunNotFound, ModelUnloaded; QueueFull where too many wait for loads;
+        VolumeUnavailable where it is not in memory and can't be read; what `Residents.obtain` does where it can't be
+        loaded and no older one takes its place.
         """
         parsed = parse_reference(reference)
         if not isinstance(parsed, ModelReference):
             # A run's best moves with each epoch, so it is looked up each time.
-            return self._residents.touch(await self._residents.obtain(await self._locate(reference)))
+            with self._lobby.wait():
+                return self._residents.touch(await self._residents.obtain(await self._locate(reference)))
         if parsed.name in self._unloaded:
             raise ModelUnloaded(f"model {parsed.name} was unloaded on this server; load it to use it again")
-        served = self._pointers.get(parsed)
-        return self._residents.touch(await self._follow(parsed, CALLER) if served is None else served)
+        if (served := self._pointers.get(parsed)) is None:
+            with self._lobby.wait():
+                served = await self._follow(parsed, CALLER)
+        return self._residents.touch(served)
+
+    async def check_fits(self, served: Served, reference: str) -> None:
+        """Raise ModelTooLarge if `reference` can't be in memory beside `served`, which a call holds while it asks."""
+        located = await self._locate(reference)
+        if located.checkpoint != served.located.checkpoint:
+            await self._residents.check_fits(served, located)
 
     async def load(self, reference: str) -> Served:
         """Put the model that `reference` names back into service, and load the version now. Raises what `get` does."""
@@ -130,6 +142,7 @@ class ServingRegistry:
         if not names and self._pointers and not await asyncio.to_thread(self.registry.volume.models.is_dir):
             raise VolumeUnavailable("the shared volume is not there")
         await self.changes.look()
+        self._residents.forget_old_failures()
         self._damaged = {reference: said for reference, said in self._damaged.items() if reference.name in names}
         for reference in list(self._pointers):
             if reference.version is None or reference.name not in names:

@@ -24,6 +24,8 @@ from tandem.sizes import format_size
 
 # How long a failed load is remembered: a broken checkpoint must not be read anew for each call.
 FAILURE_MEMORY_S = 10.0
+# And how long it is known at all: what was withdrawn meanwhile is not waited for any more.
+_FORGOTTEN_S = 600.0
 # How long a caller's load waits for calls to let go of what they use.
 ROOM_WAIT_S = 10.0
 COLLECT_EVERY_S = 1.0
@@ -137,6 +139,21 @@ class Residents:
         """Let `located` be tried again at once."""
         self._failed.pop(key_of(located), None)
 
+    def forget_old_failures(self) -> None:
+        """Forget what failed long ago; it is tried, and said, again if somebody wants it."""
+        oldest = time.monotonic() - _FORGOTTEN_S
+        self._failed = {key: failure for key, failure in self._failed.items() if failure[0] > oldest}
+
+    async def check_fits(self, served: Served, located: Located) -> None:
+        """Raise ModelTooLarge if `located` does not fit into the budget beside `served`."""
+        needed = await self._needed_bytes(located)
+        if served.footprint.num_bytes + needed > self.budget.num_bytes:
+            raise ModelTooLarge(
+                f"{served.located.label} and {located.label} do not fit into memory together: they need about "
+                f"{format_size(served.footprint.num_bytes + needed)}, and all models may take "
+                f"{format_size(self.budget.num_bytes)} on this server: raise TANDEM_MODEL_MEMORY"
+            )
+
     async def obtain(self, located: Located, rank: int = CALLER) -> Served:
         """Return `located`, loaded once and warm.
 
@@ -210,8 +227,10 @@ class Residents:
         self._tell("loaded", located, "")
         if rank == CALLER:
             self.touch(served)
-        # It may take more than was expected.
-        self._make_room(0, self._entries[key].used)
+        # It may take more than was expected; what nobody asked for goes then.
+        if not self._make_room(0, self._entries[key].used) and rank != CALLER:
+            self._drop(key, "it takes more than was expected")
+            raise self._full(located, served.footprint.num_bytes)
         self._say_loaded(served, time.monotonic() - started_at)
         return served
 
@@ -241,9 +260,7 @@ class Residents:
     @asynccontextmanager
     async def _room_for(self, located: Located, rank: int) -> AsyncIterator[None]:
         """Hold room for a load within the context."""
-        needed = await asyncio.to_thread(self._wiring.needed_bytes, located)
-        if located.version is not None:
-            needed = max(needed, self._took.get(located.version.name, 0))
+        needed = await self._needed_bytes(located)
         if needed > self.budget.num_bytes:
             raise ModelTooLarge(
                 f"{located.label} needs about {format_size(needed)} to be loaded, and all models may take "
@@ -255,6 +272,10 @@ class Residents:
         finally:
             self.budget.reserve(-needed)
             self._after_release()
+
+    async def _needed_bytes(self, located: Located) -> int:
+        needed = await asyncio.to_thread(self._wiring.needed_bytes, located)
+        return needed if located.version is None else max(needed, self._took.get(located.version.name, 0))
 
     async def _reserve(self, located: Located, needed: int, rank: int) -> None:
         if rank != CALLER:

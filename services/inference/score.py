@@ -29,6 +29,9 @@ from tandem.wire.limits import (
 )
 from tandem.wire.results import Alternative, Scoring, TextScore, TokenScore
 
+# What a token, and each of its alternatives, holds until the answer is written: a name, an id, a number.
+_TOKEN_BYTES = 200
+
 
 @dataclass(frozen=True)
 class ReadText:
@@ -54,7 +57,14 @@ async def score(
     read = await asyncio.to_thread(read_texts, model.vocabulary, texts, num_alternatives, first_is_given)
     timings, results = Timings(), list[TextScore]()
     scheduler, model = engine.devices.choose(model, priority)
-    with scheduler.admit(len(read), model.runtime, deadline=deadline, priority=priority) as place:
+    admitted = scheduler.admit(
+        len(read),
+        model.runtime,
+        num_bytes=_TOKEN_BYTES * (1 + num_alternatives) * sum(len(text.token_ids) for text in read),
+        deadline=deadline,
+        priority=priority,
+    )
+    with admitted as place:
         for text in read:
             pieces, took = await _pieces(place, model, text, num_alternatives)
             timings += took

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +108,6 @@ async def running_server(settings: Settings, allow_insecure: bool = False) -> As
         await health.starting()
         await server.start()
         async with _background(engine, settings, health):
-            await health.ready()
             try:
                 yield Running(address, engine, asyncio.Event())
             finally:
@@ -204,10 +203,18 @@ def _build(
 @contextlib.asynccontextmanager
 async def _background(engine: Engine, settings: Settings, health: HealthBoard) -> AsyncIterator[None]:
     models = engine.models
+
+    async def refreshed(serving: Mapping[str, bool]) -> None:
+        await health.models(serving)
+        await health.ready()
+
+    if not await asyncio.to_thread(engine.volume.models.is_dir):
+        # Nothing was published yet, or the volume is not there: there is nothing to warm.
+        await health.ready()
     tasks = [
         asyncio.create_task(keep_running(name, start))
         for name, start in (
-            ("the watch of the volume", lambda: watch_volume(models, engine.volume.models, health.models)),
+            ("the watch of the volume", lambda: watch_volume(models, engine.volume.models, refreshed)),
             ("the watch of the devices", lambda: watch_devices(engine.devices, health.failed)),
             ("the reader of announcements", lambda: listen(lambda: find_system(settings).broker, models.wake)),
         )

@@ -5,16 +5,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
-from typing import Any
-
-import grpc
 
 from services.inference.callers import deadline_of as _deadline
 from services.inference.callers import priority_of as _priority
 from services.inference.changes import describe_all, with_public_failures, with_public_reasons
 from services.inference.classify import GivenImage, classify, off_the_loop
-from services.inference.classify_stream import StatusOf, classify_stream
+from services.inference.classify_stream import classify_stream
 from services.inference.compare import compare, compare_dataset
+from services.inference.context import Context, StatusOf
 from services.inference.engine import Engine
 from services.inference.generate import generate
 from services.inference.loading import ServedClassifier, runtime_of, version_of
@@ -29,8 +27,6 @@ from tandem.wire.limits import MAX_ANSWERS, limits_metadata
 from tandem.wire.results import ModelDetails, ModelInfo, TextPiece
 from tandem.wire.v1 import inference_pb2 as pb
 from tandem.wire.v1 import inference_pb2_grpc as rpc
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class InferenceServicer(rpc.InferenceServicer):

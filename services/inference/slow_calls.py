@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from services.inference.observation import OUR_SERVICES, Observed, current_call
+from services.inference.context import is_ours
+from services.inference.observation import Observed, current_call
 
 # As many at once; after that one a second. A server under overload is not to write a line for each call.
 BURST = 10
@@ -31,7 +32,7 @@ class SlowCalls:
 
     def __call__(self, call: Observed) -> None:
         """Log `call` if it was slow, and there is room for a line."""
-        if not call.method.startswith(OUR_SERVICES):
+        if not is_ours(call.method):
             return
         took_s = call.first_answer_s if call.is_stream else call.total_s
         if took_s < self._slow_s and call.code != "DEADLINE_EXCEEDED":

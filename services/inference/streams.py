@@ -6,6 +6,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tandem.errors import Unavailable
+
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
@@ -70,11 +72,16 @@ async def in_order(
     tasks: set[asyncio.Task[None]] = set()
 
     async def answer(request: Request, told: "asyncio.Queue[Answer | _End]") -> None:
-        error = None
+        error: Exception | None = None
         try:
             async with aclosing(answers_to(request)) as answers:
                 async for each in answers:
                     await told.put(each)
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            # Something that it waited for was; nobody would tell its reader.
+            error = Unavailable("what this waited for was given up; try again")
         except Exception as failure:  # noqa: BLE001 - it is raised where the answers are read
             error = failure
         await told.put(_End(error))
@@ -113,6 +120,11 @@ async def in_order(
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _raise(end: _End) -> None:

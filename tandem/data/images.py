@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode
-from torchvision.io import decode_image as torchvision_decode
-from torchvision.transforms.v2 import functional as transforms
 
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.jpeg import has_more_scans
 from tandem.data.raw_image import RawImage
 from tandem.errors import InvalidImage
+from tandem.vision import ImageReadMode
+from tandem.vision import decode_image as torchvision_decode
+from tandem.vision import functional as transforms
 
 MAX_PIXELS = 50_000_000
 # A JPEG of 50 million pixels takes 30 ms for each scan, which may have 75 bytes; the usual progressive one has 10.

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.augment import MAX_RATIO, PADDING_SHARE, Augmentation
 from tandem.data.images import resize_and_crop
 from tandem.data.splits import ImageSplit
 from tandem.errors import TrainingFailed
+from tandem.vision import v2
 
 
 class Key(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from tandem.errors import TrainingFailed
+from tandem.vision import models
 
 
 def build_classifier(

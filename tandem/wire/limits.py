@@ -23,6 +23,8 @@ MAX_QUEUE_ITEMS = 4096
 MAX_MODEL_ITEMS = 3072
 # Of the images that those are, encoded and decoded.
 MAX_QUEUE_BYTES = 1024 * 1024 * 1024
+# Of the messages whose calls wait for a model to be loaded, before they are in the queue.
+MAX_LOBBY_BYTES = 256 * 1024 * 1024
 # Of one ClassifyStream in work: images, and the bytes of their messages.
 MAX_STREAM_IMAGES = 256
 MAX_STREAM_BYTES = 64 * 1024 * 1024

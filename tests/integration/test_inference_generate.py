@@ -1,6 +1,7 @@
 """Generate against a real server."""
 
 import asyncio
+from collections import Counter
 
 import grpc
 import pytest
@@ -166,7 +167,9 @@ def test_a_status_stays_short_whatever_it_names(client: Client) -> None:
     assert caught.value.field == "sampling.stop"
 
 
-async def test_a_slow_reader_holds_up_nobody_and_misses_nothing(server: ServerProcess, client: Client) -> None:
+async def test_a_slow_reader_holds_up_nobody_and_misses_nothing(
+    server: ServerProcess, client: Client, tried: "Counter[str]"
+) -> None:
     """One stream is not read while others are written whole; then it has the words that it has alone."""
     expected = text_of(client, "LSTM", 1, 8_000)
     async with AsyncClient(server.address) as shared:
@@ -177,6 +180,7 @@ async def test_a_slow_reader_holds_up_nobody_and_misses_nothing(server: ServerPr
         assert [len(words) for words in others] == [300] * 4
         rest = [piece.text async for piece in slow if isinstance(piece, TextPiece)]
     assert first.text + "".join(rest) == expected
+    tried["reader that stops reading for a while"] += 1
 
 
 async def _whole(shared: AsyncClient, seed: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Requests of the Open Inference Protocol that are wrong: each by its status, and by what it names."""
 
 import secrets
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +147,13 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", sorted(WRONG))
-def test_what_is_wrong_is_named(host: InProcess, case: str) -> None:
+def test_what_is_wrong_is_named(host: InProcess, case: str, tried: "Counter[str]") -> None:
     fields, code, said = WRONG[case]
     with pytest.raises(grpc.RpcError) as caught:
         infer(host, request(**fields))
     error: Any = caught.value
     assert (error.code().name, said in error.details()) == (code, True), error.details()
+    tried["tensor or parameter that makes no sense"] += 1
 
 
 def test_a_right_request_is_answered(host: InProcess) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -320,7 +321,7 @@ class Load:
             thread.join(70)
 
 
-def test_a_restart_under_load_fails_no_call(tmp_path: Path) -> None:
+def test_a_restart_under_load_fails_no_call(tmp_path: Path, tried: "Counter[str]") -> None:
     first = start(tmp_path / "one", TANDEM_DRAIN_DELAY_S="0.5")
     load, second = Load(first.address), None
     try:
@@ -339,6 +340,7 @@ def test_a_restart_under_load_fails_no_call(tmp_path: Path) -> None:
             if server is not None:
                 server.kill()
     assert [(failure.code(), failure.details()) for failure in load.failures] == []
+    tried["SIGTERM of the server under load"] += 1
 
 
 def test_a_server_that_drains_is_not_ready_and_serves_on(tmp_path: Path) -> None:

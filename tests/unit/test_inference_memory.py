@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference import residents
+from services.inference.admission import Lobby
 from services.inference.loading import Served, ServedClassifier
 from services.inference.memory import Footprint, MemoryBudget, machine_memory, tensor_bytes
 from services.inference.registry import ServingRegistry, Wiring
@@ -27,6 +28,7 @@ from tandem.errors import (
     MemoryFull,
     ModelTooLarge,
     ModelUnloaded,
+    QueueFull,
     TandemError,
     VolumeUnavailable,
 )
@@ -50,6 +52,8 @@ class Bench:
     budget: int = 10
     sizes: dict[str, int] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
+    # What a load is expected to take, where that is wrong.
+    expected: dict[str, int] = field(default_factory=dict)
     busy: set[str] = field(default_factory=set)
     loads: list[str] = field(default_factory=list)
     # The most that was ever counted, and taken.
@@ -57,10 +61,14 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.volume = Volume(self.home)
-        wiring = Wiring(self.load, lambda located: self.size(located), lambda served: served.located.label in self.busy)
+        wiring = Wiring(self.load, self.expect, lambda served: served.located.label in self.busy)
         self.models = ServingRegistry(Registry(self.volume), wiring, MemoryBudget(self.budget))
         self.alive = 0
         self.num_runs = 0
+
+    def expect(self, located: Located) -> int:
+        name = located.version.name if located.version else ""
+        return self.expected.get(name, self.size(located))
 
     def size(self, located: Located) -> int:
         return self.sizes.get(located.version.name if located.version else "", 1)
@@ -121,6 +129,46 @@ async def test_a_model_larger_than_all_memory_is_refused_with_a_line(bench: Benc
     with pytest.raises(ModelTooLarge, match=r"huge:1 needs about 2.0 KiB .* 10 B on this server: raise TANDEM_MODEL"):
         await bench.models.get("huge")
     assert bench.loads == ["m:1"]
+
+
+async def test_two_that_do_not_fit_together_are_known_before_the_second_is_waited_for(bench: Bench) -> None:
+    bench.sizes = {"a": 6, "b": 5, "c": 4}
+    bench.publish(*"abc")
+    held = await bench.models.get("a")
+    for fits in ("a", "c"):
+        await bench.models.check_fits(held, fits)
+    with pytest.raises(ModelTooLarge, match=r"a:1 and b:1 do not fit into memory together: they need about 11 B"):
+        await bench.models.check_fits(held, "b")
+    assert bench.loads == ["a:1"]
+
+
+async def test_what_was_loaded_ahead_and_is_larger_than_was_expected_goes(bench: Bench) -> None:
+    bench.sizes = {"a": 6}
+    bench.publish("a")
+    await bench.label("a")
+    bench.publish("b")
+    bench.sizes["b"] = 5
+    bench.expected = {"b": 1}
+    for _ in range(2):
+        # By then it is known what it takes, and it is loaded when somebody asks.
+        assert await bench.models.refresh() == {"a": True, "b": True}
+        assert bench.loaded() == ["a:1"]
+    assert bench.loads == ["a:1", "b:1"]
+    assert await bench.label("b") == "b:1"
+    assert bench.models.budget.held <= 10
+
+
+async def test_what_waits_for_loads_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.publish(*"ab")
+    monkeypatch.setattr(bench.models, "_lobby", Lobby(num_bytes=1000, num_calls=2))
+    waiting = [asyncio.create_task(bench.models.get(name)) for name in "aa"]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="2 calls wait for their models to be loaded; try again in 1 s"):
+        await bench.models.get("b")
+    await asyncio.gather(*waiting)
+    # What is in memory asks for no room there.
+    assert await asyncio.gather(*(bench.label("a") for _ in range(5))) == ["a:1"] * 5
+    assert await bench.label("b") == "b:1"
 
 
 async def test_a_newer_version_that_is_too_large_leaves_the_old_one(bench: Bench) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from services.inference.oip.parameters import Parameters, quoted, to_parameter
 from services.inference.streams import Window, in_order
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, Unavailable
 
 
 async def numbers(count: int, error: Exception | None = None) -> AsyncGenerator[int, None]:
@@ -65,6 +65,25 @@ async def test_an_error_comes_after_what_was_before_it(in_requests: bool) -> Non
         await read()
     assert found == [0, 1, 2]
     assert worker.under_way == 0
+
+
+async def test_what_waited_for_something_that_was_given_up_is_told_so() -> None:
+    async def answers(number: int) -> AsyncGenerator[int, None]:
+        if number == 1:
+            load = asyncio.ensure_future(asyncio.Event().wait())
+            load.cancel()
+            await load
+        yield number
+
+    found: list[int] = []
+
+    async def read() -> None:
+        async for each in in_order(numbers(9), answers):
+            found.append(each)
+
+    with pytest.raises(Unavailable, match="was given up; try again"):
+        await asyncio.wait_for(read(), 120)
+    assert found == [0]
 
 
 async def test_closed_it_gives_up_what_is_under_way() -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.inference.callers import Context
 from services.inference.calls import rank
 from services.inference.classify import off_the_loop
+from services.inference.context import Context
 from services.inference.decoding import PixelBudget
 from services.inference.engine import Engine
 from services.inference.loading import ServedClassifier

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.inference.callers import Context, deadline_of, priority_of
+from services.inference.callers import deadline_of, priority_of
+from services.inference.context import Context
 from services.inference.scheduler import Priority
 from tandem.errors import InvalidRequest
 from tandem.wire.oip import grpc_service_pb2 as pb

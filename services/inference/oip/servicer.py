@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from services.inference.callers import Context, deadline_of, priority_of
+from services.inference.callers import deadline_of, priority_of
+from services.inference.context import Context, StatusOf
 from services.inference.engine import Engine
 from services.inference.loading import ServedClassifier
 from services.inference.oip import classifiers, describe, texts
@@ -24,8 +25,6 @@ SERVICE = "inference.GRPCInferenceService"
 # A caller with this set to "true" in its metadata wants a stream to end with the status of the first error.
 _STATUS_KEY = "triton_grpc_error"
 _VERSION = re.compile(r"[0-9]{1,9}")
-
-StatusOf = Callable[[str, BaseException], WireStatus | None]
 
 
 class OpenInferenceServicer(rpc.GRPCInferenceServiceServicer):

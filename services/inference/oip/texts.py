@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from services.inference.callers import Context
+from services.inference.context import Context
 from services.inference.engine import Engine
 from services.inference.generate import generate
 from services.inference.loading import ServedLanguageModel

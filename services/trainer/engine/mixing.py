@@ -3,11 +3,11 @@
 from typing import Any
 
 from torch import nn
-from torchvision.transforms import v2
 
 from tandem.checkpoints.card import Preprocessing
 from tandem.jobs.spec import ClassifierJob
 from tandem.models.classifiers import count_classes
+from tandem.vision import v2
 
 
 def make_mix(spec: ClassifierJob, network: nn.Module, preprocessing: Preprocessing) -> Any:
