@@ -14,6 +14,7 @@ from services.trainer.distributed import is_lost_contact, join_ranks, leave_rank
 from services.trainer.drive import Stop, drive
 from services.trainer.engine.memory import is_out_of_memory
 from services.trainer.engine.ranks import ALONE, Ranks
+from services.trainer.engine.uncompiled import leave_compiler_out
 from services.trainer.evaluation import evaluate
 from services.trainer.reporter import Events, write_status
 from services.trainer.reporter_files import STATUS_FILE
@@ -29,6 +30,7 @@ log = logging.getLogger("tandem.run")
 
 def compute(run: Path, attempt: int, events: IO[str], stop: Stop) -> dict[str, object]:
     """Run one attempt and tell its end; return what status.json says."""
+    leave_compiler_out()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     if stop.is_set and "RANK" not in os.environ:
         # Nothing is lost: what there is was saved by an attempt before.
@@ -45,6 +47,7 @@ def preload() -> None:
     import torch.utils.tensorboard
     from torch.optim import AdamW
 
+    leave_compiler_out()
     AdamW([torch.zeros(1, requires_grad=True)], fused=False)
 
 

@@ -20,6 +20,7 @@ from services.trainer.engine.reports import EpochDone, EvaluationStep, Report, S
 from services.trainer.engine.schedule import image_size_at, learning_rate_at
 from services.trainer.engine.small_maps import with_small_maps
 from services.trainer.engine.tally import tally, tally_metrics
+from services.trainer.engine.uncompiled import take_step
 from services.trainer.engine.wrapping import wrapped
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.randomness import derive_seed, generator
@@ -151,7 +152,7 @@ class ClassifierTraining:
         ):
             self._backward(part, wanted, count, is_last=number == parts - 1)
         with self.timer("update"):
-            self.optimizer.step()
+            take_step(self.optimizer)
             self.step += 1
             if self._average:
                 self._average.update(self.step)

@@ -18,6 +18,7 @@ from services.trainer.engine.schedule import learning_rate_at
 from services.trainer.engine.sequence_loss import SequenceLoss
 from services.trainer.engine.text_evaluation import Reading, perplexity, token_losses
 from services.trainer.engine.text_windows import window_bounds
+from services.trainer.engine.uncompiled import take_step
 from services.trainer.engine.wrapping import exchanging
 from tandem.data.corpus import columns, num_windows, span
 from tandem.data.randomness import derive_seed, generator
@@ -120,7 +121,7 @@ class LanguageModelTraining:
         for number, (part, wanted) in enumerate(pairs):
             self._backward(number, part, wanted, count)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip_norm)
-        self.optimizer.step()
+        take_step(self.optimizer)
         self.step += 1
         if self._average:
             self._average.update()
