@@ -8,12 +8,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from waiting import PATIENCE_S
 
 from tandem.volume import Volume
 
 COMMAND = (sys.executable, "-m", "services.inference.server")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 # Of the 70 images of the dataset `shapes`.
 BROKEN_PLACES = (3, 40)
 
@@ -62,3 +63,18 @@ def start_server(directory: Path, volume: Volume, listen: str = "127.0.0.1:0", *
             raise RuntimeError(f"the server did not start: {log.read_text()}")
         time.sleep(0.05)
     return ServerProcess(process, port_file.read_text().strip(), volume, log)
+
+
+def refused_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the server's main in this process, which is to exit with 1; return its one line."""
+    # Here, since most tests need no more of it than its command.
+    from services.inference.server import main
+
+    monkeypatch.setattr(sys, "argv", ["server", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    return line

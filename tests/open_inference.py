@@ -84,7 +84,7 @@ def refused(call: Callable[[], object]) -> tuple[str, str]:
 def infer(host: InProcess, request: Any) -> Any:
     with grpc.insecure_channel(host.address) as channel:
         call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        return service_pb2.ModelInferResponse.FromString(call(request.SerializeToString(), timeout=30))
+        return service_pb2.ModelInferResponse.FromString(call(request.SerializeToString(), timeout=240))
 
 
 def request(**fields: Any) -> Any:

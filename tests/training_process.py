@@ -38,7 +38,7 @@ def events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
 def finish(run: Path, attempt: int = 1) -> dict[str, Any]:
     process = start(run, attempt)
     (*_, last) = events(process)
-    process.wait(30)
+    process.wait(240)
     assert last["outcome"] == "succeeded", (last, (run / "log.txt").read_text()[-2000:])
     return last
 

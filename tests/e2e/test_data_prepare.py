@@ -229,7 +229,7 @@ def test_a_preparation_that_is_stopped_goes_on(shell: Shell, many_pictures: Path
         process.kill()
     else:
         os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=240)
 
     assert process.returncode == (-signal.SIGKILL if blow == "kill" else 130)
     assert "Traceback" not in errors

@@ -41,7 +41,7 @@ def test_a_demo_broken_off_leaves_nothing_running(shell: Shell, own_data: tuple[
     process = shell.popen("demo", *own_data)
     wait_for(lambda: list((shell.home / "runs").glob("*/checkpoints/*")), "training")
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert not still_running(shell)
@@ -55,7 +55,7 @@ def test_a_demo_that_fails_half_way_leaves_nothing_running(shell: Shell, own_dat
     wait_for(lambda: len(list((shell.home / "runs").glob("*/job.json"))) == 3, "the third run")
     third = max(path.parent.name for path in (shell.home / "runs").glob("*/job.json"))
     shell("runs", "cancel", third)
-    _, err = demo.communicate(timeout=60)
+    _, err = demo.communicate(timeout=240)
     assert demo.returncode == 1
     assert err.strip().splitlines()[-1].startswith(f"tandem: run {third}")
     assert not still_running(shell)

@@ -195,7 +195,7 @@ def test_ctrl_c_while_the_system_starts_leaves_nothing_running(shell: Shell) -> 
     process = shell.popen("up", "--detach")
     wait_for(lambda: (shell.home / "local" / "inference.log").is_file(), "the start")
     os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert process.returncode == 130
     wait_for(lambda: not _processes_of(shell), "the end of all processes")
 
@@ -229,7 +229,7 @@ def test_however_up_ends_nothing_is_left_running(shell: Shell, number: int) -> N
     run_id = shell.json("train", "lm", "--model", "LSTM", "--data", "words", "--epochs", "5000", *LM)["run_id"]
     wait_for(lambda: shell.json("runs", "show", run_id)["step"] > 0, "the first step")
     os.kill(process.pid, number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     if number != signal.SIGKILL:
         assert process.returncode == 0
         assert shell.json("runs", "show", run_id)["state"] == "QUEUED"

@@ -132,7 +132,7 @@ def test_a_stopped_export_leaves_nothing(number: int, code: int, tandem: Shell, 
     process = tandem.popen("models", "export", "shapes", "--data", "many", "--images", "1500")
     wait_for_file(process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == code
     # click ends the line that ^C stands on.
     assert err.strip() == ""

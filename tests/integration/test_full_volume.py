@@ -103,7 +103,7 @@ def test_a_volume_that_fills_up_in_training_fails_the_attempt_and_the_next_ends_
         # The directory and some files of a checkpoint fit: the save fails in the middle.
         ballast.take_files(but=3)
     (*_, last) = stream
-    assert process.wait(30) == 0
+    assert process.wait(240) == 0
     assert (last["outcome"], last["error"]) == ("failed", "VolumeUnavailable"), last
     assert "\n" not in last["message"]
     says = "MB free: make room, or keep fewer with --keep-last" if what == "bytes" else "No space left on device"
@@ -116,7 +116,7 @@ def test_a_volume_that_fills_up_in_training_fails_the_attempt_and_the_next_ends_
     ballast.make_room()
     process = start(run, 2)
     told = list(events(process))
-    process.wait(30)
+    process.wait(240)
     assert told[-1]["outcome"] == "succeeded", (told[-1], (run / "log.txt").read_text()[-2000:])
     assert next(event["step"] for event in told if event["type"] == "started") >= 20
     assert end_state(run) == undisturbed
@@ -129,7 +129,7 @@ def test_a_volume_that_is_full_before_the_first_step_is_told_at_once(volume: Vol
     ballast.take_bytes(but=600_000)
     process = start(run, 1)
     told = list(events(process))
-    process.wait(30)
+    process.wait(240)
     assert [event["type"] for event in told] == ["ended"]
     assert (told[0]["outcome"], told[0]["error"]) == ("failed", "VolumeUnavailable")
     assert "a checkpoint of " in told[0]["message"]

@@ -89,7 +89,7 @@ class Watch:
 
     def close(self) -> None:
         self._client.close()
-        self._thread.join(10)
+        self._thread.join(240)
         assert not self._thread.is_alive()
 
 
@@ -349,4 +349,4 @@ def test_the_watch_of_the_command_line(server: InProcess, client: Client) -> Non
             client.delete_alias("m", "seen")
         finally:
             process.send_signal(2)
-        assert process.wait(20) == 130
+        assert process.wait(240) == 130

@@ -112,7 +112,7 @@ def test_a_stdout_that_can_not_show_a_character(server: ServerProcess, tmp_path:
             [*command, *arguments],
             env=environment(TANDEM_INFERENCE_ADDRESS=server.address, PYTHONIOENCODING=encoding),
             capture_output=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
         assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr

@@ -115,7 +115,7 @@ class InProcess:
         kinds = ["stream" if streams else "unary" for streams in (shape.client_streaming, shape.server_streaming)]
         make: Any = getattr(self.channel, "_".join(kinds))
         try:
-            answer: Any = make(method)(iter([data]) if shape.client_streaming else data, timeout=30)
+            answer: Any = make(method)(iter([data]) if shape.client_streaming else data, timeout=240)
             for each in answer if shape.server_streaming else ():
                 said += each
                 if method.endswith(ENDLESS):

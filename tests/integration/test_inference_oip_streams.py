@@ -131,7 +131,7 @@ def test_a_slow_reader_holds_up_nobody_else(host: InProcess, public: Any) -> Non
         )
         answers = call(iter(requests))
         next(answers)
-        assert public.infer("pictures", encoded(png(0)), client_timeout=20).as_numpy("logits").shape == (1, 5)
+        assert public.infer("pictures", encoded(png(0)), client_timeout=240).as_numpy("logits").shape == (1, 5)
         answers.cancel()
     wait_for(lambda: host.running.engine.scheduler.num_items == 0)
 

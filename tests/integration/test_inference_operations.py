@@ -129,7 +129,7 @@ def stub(server: ServerProcess) -> Iterator[Any]:
 def scrape(server: ServerProcess) -> dict[tuple[str, ...], float]:
     """Return the samples by their names and the values of their labels."""
     (address,) = re.findall(r"metrics on (http://127\.0\.0\.1:\d+/metrics)", server.log.read_text())
-    with urlopen(address, timeout=20) as answer:
+    with urlopen(address, timeout=240) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     assert len({family.name for family in families}) == len(families)
     return {
@@ -310,7 +310,7 @@ class Load:
             stub: Any = rpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
             while not self.stopped.is_set():
                 try:
-                    stub.Classify(images(0), timeout=60, wait_for_ready=True)
+                    stub.Classify(images(0), timeout=240, wait_for_ready=True)
                     self.num_answers += 1
                 except grpc.RpcError as error:
                     self.failures.append(error)
@@ -330,7 +330,7 @@ def test_a_restart_under_load_fails_no_call(tmp_path: Path, tried: "Counter[str]
         at_the_signal = load.num_answers
         # Not ready any more, and serving on.
         wait_for(lambda: load.num_answers > at_the_signal)
-        assert first.process.wait(20) == 0
+        assert first.process.wait(240) == 0
         before = load.num_answers
         second = start_server(tmp_path / "two", first.volume, first.address, TANDEM_ENGINE="eager")
         wait_for(lambda: load.num_answers > before + 10)

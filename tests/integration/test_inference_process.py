@@ -2,35 +2,21 @@
 
 import signal
 import socket
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from factories import png, publish_classifier, publish_language_model
-from inference_server import start_server
+from inference_server import refused_start, start_server
 from waiting import PATIENCE_S, wait_for
 
 from services.inference.listening import check_loopback
-from services.inference.server import main as server_main
 from services.inference.server import running_server
 from tandem.client import Client, GenerationSummary, SamplingOptions, TextPiece
 from tandem.errors import Conflict, ServerUnavailable, TandemError
 from tandem.settings import Settings, parse_listen
 from tandem.volume import Volume
-
-
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run the server's main, which is to exit with 1; return its one line."""
-    monkeypatch.setattr(sys, "argv", ["server", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        server_main()
-    assert caught.value.code == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    return line
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +31,7 @@ def test_a_port_in_use_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, capsys
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = refused(monkeypatch, capsys, "--listen", f"127.0.0.1:{port}")
+        line = refused_start(monkeypatch, capsys, "--listen", f"127.0.0.1:{port}")
     assert line.startswith(f"tandem: can't listen on 127.0.0.1:{port}: Address already in use; choose another")
 
 
@@ -73,7 +59,7 @@ async def test_two_servers_never_share_a_port(tmp_path: Path) -> None:
 def test_addresses_that_make_no_sense_or_open_a_door(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], listen: str, says: str
 ) -> None:
-    assert says in refused(monkeypatch, capsys, "--listen", listen)
+    assert says in refused_start(monkeypatch, capsys, "--listen", listen)
 
 
 def test_where_the_network_is_closed_it_may_listen_to_all() -> None:
@@ -90,7 +76,7 @@ def test_nonsense_in_the_environment_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert f"{name}={value!r}" in refused(monkeypatch, capsys, "--listen", "127.0.0.1:0")
+    assert f"{name}={value!r}" in refused_start(monkeypatch, capsys, "--listen", "127.0.0.1:0")
 
 
 def test_a_text_under_way_is_finished_when_the_server_is_told_to_stop(tmp_path: Path) -> None:

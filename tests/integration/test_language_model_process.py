@@ -74,7 +74,7 @@ def test_ctrl_c_saves_and_tests_the_best_so_far(volume: Volume) -> None:
     next(event for event in stream if event["type"] == "epoch" and event["epoch"] == 2)
     process.send_signal(signal.SIGINT)
     (*_, last) = stream
-    assert process.wait(30) == 0
+    assert process.wait(240) == 0
     assert last["outcome"] == "stopped"
     assert "; the best checkpoint, " in last["message"]
     assert "test_ppl " in last["message"]
@@ -127,7 +127,7 @@ def test_what_can_not_be_trained_is_one_line(volume: Volume, values: dict[str, A
     run = new_run(volume, f"bad-{time.time_ns()}", {**BASIS, **values})
     process = start(run, 1)
     (*_, last) = events(process)
-    assert process.wait(30) == 0
+    assert process.wait(240) == 0
     assert last["outcome"] == "failed"
     assert any(each in last["message"] for each in says.split("|")), last["message"]
     assert "\n" not in last["message"]

@@ -118,7 +118,7 @@ def test_a_stopped_worker_saves_and_hands_the_run_on(bench: Bench) -> None:
     run_id = bench.language_model(**{**LONG, "checkpoint_every_s": 3600})
     bench.wait_for_step(run_id, 20)
     first.send_signal(signal.SIGTERM)
-    first.wait(30)
+    first.wait(240)
     drained = bench.record(run_id)
     assert drained.state == "QUEUED"
     assert list_checkpoints(bench.volume.run(run_id))
@@ -274,7 +274,7 @@ def test_a_waiting_process_computes_a_run_as_a_fresh_one_does(bench: Bench) -> N
     assert weights(bench, run_id) == weights(bench, fresh)
     wait_for(lambda: bench.spares() not in ([], [spare]), "another that waits")
     worker.send_signal(signal.SIGTERM)
-    worker.wait(30)
+    worker.wait(240)
     wait_for(lambda: not bench.spares(), "the end of the one that waited")
 
 
@@ -296,6 +296,6 @@ def test_a_job_for_the_wrong_kind_of_data_is_refused_at_submit(bench: Bench) -> 
 def test_no_worker_process_outlives_its_worker(bench: Bench) -> None:
     worker = bench.start_worker()
     worker.send_signal(signal.SIGTERM)
-    worker.wait(30)
+    worker.wait(240)
     home = str(bench.volume.home)
     wait_for(lambda: not [pid for pid, command in processes() if home in command and "services" in command])

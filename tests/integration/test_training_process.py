@@ -86,7 +86,7 @@ def test_asked_to_stop_it_saves_though_loaders_run(volume: Volume) -> None:
     process.terminate()
     (*_, last) = stream
     assert last["outcome"] == "stopped"
-    assert process.wait(30) == 0
+    assert process.wait(240) == 0
     assert list_checkpoints(run)
 
 
@@ -146,7 +146,7 @@ def test_what_can_not_be_trained_fails_at_the_start_with_one_line(
     run = new_run(volume, f"bad-{time.time_ns()}", {**BASIS, **values})
     process = start(run, 1)
     (*_, last) = events(process)
-    assert process.wait(30) == 0
+    assert process.wait(240) == 0
     assert last["outcome"] == "failed"
     assert re.search(message, last["message"]), last["message"]
     assert "\n" not in last["message"]

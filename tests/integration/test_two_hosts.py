@@ -93,7 +93,7 @@ def test_a_host_that_is_cut_off_loses_its_run_to_the_other_and_comes_back(shared
     cut.plug_in()
     wait_for(lambda: len(shared.store.workers()) == 2, "a heartbeat of the host that is back")
     workers[other.name].terminate()
-    workers[other.name].wait(30)
+    workers[other.name].wait(240)
     later = shared.language_model(model_name="later")
     assert shared.wait_for_state(later, "SUCCEEDED", "FAILED").state == "SUCCEEDED"
     assert contents(shared.volume.run(run_id)) == before, "what was fenced off has written something"

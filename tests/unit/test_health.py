@@ -113,7 +113,7 @@ def test_the_check_looks_at_the_age(tmp_path: Path, age_s: float, says: str | No
 def run_check(path: Path, code: str = "from services.trainer.health import main; main()") -> tuple[int, str, str]:
     # A variable of no concern to it is wrong.
     environment = {**os.environ, "TANDEM_HEARTBEAT_FILE": str(path), "TANDEM_LEASE_S": "soon"}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
     return ended.returncode, ended.stdout, ended.stderr
 
 

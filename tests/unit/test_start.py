@@ -46,7 +46,7 @@ def test_an_optimizer_steps_as_it_does_by_itself(make: type[torch.optim.Optimize
         optimizer = make([weight], lr=0.1)  # type: ignore[call-arg]
         for _ in range(5):
             optimizer.zero_grad()
-            weight.pow(3).sum().backward()
+            weight.pow(3).sum().backward()  # type: ignore[no-untyped-call]
             advance(optimizer)
         return weight.detach()
 

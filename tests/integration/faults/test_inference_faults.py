@@ -139,7 +139,7 @@ async def test_spoiled_images_fail_alone(
     async with grpc.aio.insecure_channel(server.address) as channel:
         call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
         for request in requests:
-            answer = await call(request.SerializeToString(), timeout=60)
+            answer = await call(request.SerializeToString(), timeout=240)
             assert len(answer.results) == 21
             assert all(bool(result.error) != bool(result.top_k) for result in answer.results)
             best = [(each.index, each.probability) for each in answer.results[-1].top_k]

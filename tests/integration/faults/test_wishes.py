@@ -49,7 +49,7 @@ def test_a_drain_while_it_starts_counts_as_no_failure(bench: Bench, tried: Count
         time.sleep(after_s)
         worker.send_signal(signal.SIGTERM)
         tried["SIGTERM of the worker while it starts"] += 1
-        worker.wait(60)
+        worker.wait(240)
         record = bench.record(run_id)
         if record.state == "SUCCEEDED":
             return
