@@ -1,0 +1,101 @@
+"""Evidence of two classifiers, from probabilities whose answers are known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tandem.comparison.evidence import Recorder, verdict, weigh
+from tandem.comparison.matching import MatchedClasses
+from tandem.comparison.paired import PairedTable
+from tandem.data.manifest import ClassName
+
+
+def classes(names: str) -> tuple[ClassName, ...]:
+    return tuple(ClassName(id=name, words=name) for name in names)
+
+
+def random_rows(seed: int, num_rows: int, num_classes: int) -> np.ndarray:
+    return np.random.default_rng(seed).dirichlet(np.full(num_classes, 0.4), size=num_rows).astype(np.float32)
+
+
+def test_classes_are_matched_by_id() -> None:
+    matched = MatchedClasses.of(classes("abc"), classes("dcb"))
+    assert [each.id for each in matched.all] == ["a", "b", "c", "d"]
+    assert (matched.place_a.tolist(), matched.place_b.tolist()) == ([0, 1, 2], [3, 2, 1])
+    assert [each.id for each in matched.only_in_a] == ["a"]
+    assert [each.id for each in matched.only_in_b] == ["d"]
+    assert matched.num_shared == 2
+    assert MatchedClasses.of(classes("ab"), classes("cd")).num_shared == 0
+    spread = matched.spread(np.float32([[0.5, 0.3, 0.2]]), matched.place_b)
+    assert spread.tolist() == [[0, *np.float32([0.2, 0.3, 0.5])]]
+
+
+def test_a_model_and_itself() -> None:
+    recorder = Recorder(MatchedClasses.of(classes("abcdefgh"), classes("abcdefgh")))
+    rows = random_rows(1, 200, 8)
+    for first in range(0, 200, 32):
+        part = rows[first : first + 32]
+        recorder.add(part, part, np.arange(first, first + len(part)) % 8)
+    found = weigh(recorder.columns())
+    assert (found.num_images, found.num_disagreements, found.kappa, found.divergence) == (200, 0, 1.0, 0.0)
+    assert found.labelled is not None
+    assert found.labelled.a == found.labelled.b
+    assert (found.labelled.difference, found.labelled.table.mid_p) == (0.0, 1.0)
+    assert verdict(found, "m:1", "m:1").startswith("No difference is shown between m:1 and m:1")
+
+
+def test_each_figure_of_models_that_order_their_classes_differently() -> None:
+    matched = MatchedClasses.of(classes("abcdefgh"), classes("hgfedcba"))
+    recorder, labels = Recorder(matched), np.arange(300) % 8
+    a, b = random_rows(2, 300, 8), random_rows(3, 300, 8)
+    # b names the label of every other image.
+    b[::2] = 0.01
+    b[np.arange(0, 300, 2), 7 - labels[::2]] = 0.93
+    recorder.add(a, b, labels)
+    found = weigh(recorder.columns())
+    straight = b[:, ::-1]
+    assert found.num_disagreements == int((a.argmax(1) != straight.argmax(1)).sum())
+    assert found.labelled is not None
+    standings = (found.labelled.a, found.labelled.b)
+    for rows, standing in zip((a, straight), standings, strict=True):
+        best = np.argsort(-rows, axis=1, kind="stable")
+        assert standing.top_1.share == pytest.approx(float((best[:, 0] == labels).mean()))
+        assert standing.top_5.share == pytest.approx(float((best[:, :5] == labels[:, None]).any(1).mean()))
+        assert standing.top_1.interval.low < standing.top_1.share < standing.top_1.interval.high
+    assert found.labelled.interval.low > 0.2
+    assert sum(each.table.num_examples for each in found.labelled.by_class) == 300
+    said = verdict(found, "old:1", "new:2")
+    assert said.startswith("new:2 is better than old:1: new:2 names ")
+    assert f"{standings[1].top_1.share:.2%} against {standings[0].top_1.share:.2%} of 300 images" in said
+    assert verdict(found, "old:1", "new:2", alpha=0.0).startswith("No difference is shown")
+
+
+def test_a_label_that_a_model_does_not_know_is_never_right() -> None:
+    recorder = Recorder(MatchedClasses.of(classes("ab"), classes("abc")))
+    recorder.add(np.float32([[0.6, 0.4]]), np.float32([[0.2, 0.2, 0.6]]), np.array([2]))
+    found = weigh(recorder.columns()).labelled
+    assert found is not None
+    assert found.table == PairedTable(only_b_right=1)
+    assert (found.a.top_5.share, found.b.top_5.share) == (0.0, 1.0)
+
+
+def test_without_labels_and_without_images() -> None:
+    recorder = Recorder(MatchedClasses.of(classes("abc"), classes("abc")))
+    nothing = weigh(recorder.columns())
+    assert (nothing.num_images, nothing.num_disagreements, nothing.divergence, nothing.labelled) == (0, 0, 0.0, None)
+    assert math.isnan(nothing.kappa)
+    recorder.add(np.float32([[1, 0, 0], [0, 1, 0]]), np.float32([[1, 0, 0], [0, 0, 1]]), np.array([-1, -1]))
+    found = weigh(recorder.columns())
+    assert (found.num_images, found.num_disagreements, found.divergence) == (2, 1, 0.5)
+    assert verdict(found, "a", "b") == "a and b name different classes for 50.0% of 2 images without labels."
+
+
+def test_one_image_says_little() -> None:
+    recorder = Recorder(MatchedClasses.of(classes("ab"), classes("ab")))
+    recorder.add(np.float32([[0.9, 0.1]]), np.float32([[0.1, 0.9]]), np.array([1]))
+    found = weigh(recorder.columns())
+    assert found.labelled is not None
+    assert found.labelled.table == PairedTable(only_b_right=1)
+    assert found.labelled.interval.low < 0
+    assert verdict(found, "a", "b").startswith("No difference is shown")
