@@ -19,9 +19,9 @@ Flags = NDArray[np.bool_]
 
 
 class ClassDifference(NamedTuple):
-    """One class: its place among the classes, its paired table, p by itself, and p among all classes."""
+    """One class: its `place` among the classes, its paired table, p by itself, and p among all classes."""
 
-    index: int
+    place: int
     table: PairedTable
     p: float
     adjusted_p: float

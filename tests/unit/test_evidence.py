@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tandem.comparison.evidence import Recorder, verdict, weigh
+from tandem.comparison.evidence import Floats, Recorder, verdict, weigh
 from tandem.comparison.matching import MatchedClasses
 from tandem.comparison.paired import PairedTable
 from tandem.data.manifest import ClassName
@@ -15,7 +15,11 @@ def classes(names: str) -> tuple[ClassName, ...]:
     return tuple(ClassName(id=name, words=name) for name in names)
 
 
-def random_rows(seed: int, num_rows: int, num_classes: int) -> np.ndarray:
+def rows_of(*rows: list[float]) -> Floats:
+    return np.array(rows, np.float32)
+
+
+def random_rows(seed: int, num_rows: int, num_classes: int) -> Floats:
     return np.random.default_rng(seed).dirichlet(np.full(num_classes, 0.4), size=num_rows).astype(np.float32)
 
 
@@ -27,8 +31,8 @@ def test_classes_are_matched_by_id() -> None:
     assert [each.id for each in matched.only_in_b] == ["d"]
     assert matched.num_shared == 2
     assert MatchedClasses.of(classes("ab"), classes("cd")).num_shared == 0
-    spread = matched.spread(np.float32([[0.5, 0.3, 0.2]]), matched.place_b)
-    assert spread.tolist() == [[0, *np.float32([0.2, 0.3, 0.5])]]
+    spread = matched.spread(rows_of([0.5, 0.3, 0.2]), matched.place_b)
+    assert spread.tolist() == [[0, *rows_of([0.2, 0.3, 0.5])[0].tolist()]]
 
 
 def test_a_model_and_itself() -> None:
@@ -73,7 +77,7 @@ def test_each_figure_of_models_that_order_their_classes_differently() -> None:
 
 def test_a_label_that_a_model_does_not_know_is_never_right() -> None:
     recorder = Recorder(MatchedClasses.of(classes("ab"), classes("abc")))
-    recorder.add(np.float32([[0.6, 0.4]]), np.float32([[0.2, 0.2, 0.6]]), np.array([2]))
+    recorder.add(rows_of([0.6, 0.4]), rows_of([0.2, 0.2, 0.6]), np.array([2]))
     found = weigh(recorder.columns()).labelled
     assert found is not None
     assert found.table == PairedTable(only_b_right=1)
@@ -85,7 +89,7 @@ def test_without_labels_and_without_images() -> None:
     nothing = weigh(recorder.columns())
     assert (nothing.num_images, nothing.num_disagreements, nothing.divergence, nothing.labelled) == (0, 0, 0.0, None)
     assert math.isnan(nothing.kappa)
-    recorder.add(np.float32([[1, 0, 0], [0, 1, 0]]), np.float32([[1, 0, 0], [0, 0, 1]]), np.array([-1, -1]))
+    recorder.add(rows_of([1, 0, 0], [0, 1, 0]), rows_of([1, 0, 0], [0, 0, 1]), np.array([-1, -1]))
     found = weigh(recorder.columns())
     assert (found.num_images, found.num_disagreements, found.divergence) == (2, 1, 0.5)
     assert verdict(found, "a", "b") == "a and b name different classes for 50.0% of 2 images without labels."
@@ -93,7 +97,7 @@ def test_without_labels_and_without_images() -> None:
 
 def test_one_image_says_little() -> None:
     recorder = Recorder(MatchedClasses.of(classes("ab"), classes("ab")))
-    recorder.add(np.float32([[0.9, 0.1]]), np.float32([[0.1, 0.9]]), np.array([1]))
+    recorder.add(rows_of([0.9, 0.1]), rows_of([0.1, 0.9]), np.array([1]))
     found = weigh(recorder.columns())
     assert found.labelled is not None
     assert found.labelled.table == PairedTable(only_b_right=1)
