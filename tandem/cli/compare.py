@@ -8,6 +8,7 @@ import click
 
 from tandem.cli.calls import name_of, open_client, printable, read_images, scored_documents, version_document
 from tandem.cli.output import console, json_option, print_json, table
+from tandem.comparison.evidence import ALPHA, ClassDifference, Evidence, Standing, verdict
 from tandem.comparison.paired import agreement
 from tandem.errors import InvalidImage, InvalidRequest
 
@@ -46,8 +47,9 @@ def compare(
     evaluation; no server is needed.
 
     Says where the two name different classes and, where the true classes are known, which is more often right, with
-    McNemar's test. --json prints {num_images, num_disagreements, num_errors, agreement, a, b, mcnemar, disagreements,
-    errors}; mcnemar is null where no true class is known.
+    McNemar's test, 95 % intervals, and the classes that differ. --json prints {num_images, num_disagreements,
+    num_errors, agreement, kappa, divergence_bits, verdict, a, b, difference, mcnemar, classes, only_in_a, only_in_b,
+    disagreements, errors}; difference, mcnemar and classes are null where no true class is known.
     """
     files = None if images or dataset else _predictions_files(reference_a, reference_b)
     if files:
@@ -148,7 +150,7 @@ def _on_dataset(
 def document(answer: "Comparison") -> dict[str, Any]:
     """Return the JSON of a comparison."""
     summary = answer.summary
-    known = summary.labelled
+    known, evidence = summary.labelled, summary.evidence
     mcnemar = known and {
         "exact_p": known.exact_p,
         "mid_p": known.mid_p,
@@ -158,19 +160,56 @@ def document(answer: "Comparison") -> dict[str, Any]:
         "both_wrong": known.both_wrong,
         "num_labelled": known.num_examples,
     }
+    found = evidence.labelled if evidence else None
     return {
         "num_images": summary.num_images,
         "num_disagreements": summary.num_disagreements,
         "num_errors": summary.num_errors,
         "agreement": agreement(summary.num_disagreements, summary.num_images) if summary.num_images else None,
-        "a": {**version_document(summary.a), "accuracy": known.accuracy_a if known else None},
-        "b": {**version_document(summary.b), "accuracy": known.accuracy_b if known else None},
+        "kappa": evidence.kappa if evidence else None,
+        "divergence_bits": evidence.divergence if evidence else None,
+        "verdict": verdict(evidence, summary.a.label, summary.b.label) if evidence else None,
+        "a": {**_side(summary.a, found.a if found else None), "accuracy": known.accuracy_a if known else None},
+        "b": {**_side(summary.b, found.b if found else None), "accuracy": known.accuracy_b if known else None},
+        "difference": found and {"value": found.difference, "interval": [*found.interval]},
         "mcnemar": mcnemar,
+        "classes": [_class(each) for each in found.by_class] if found else None,
+        "only_in_a": [*evidence.only_in_a] if evidence else [],
+        "only_in_b": [*evidence.only_in_b] if evidence else [],
         "disagreements": [
-            {"file": each.name, "label": each.label or None, "a": _answer(each.a), "b": _answer(each.b)}
-            for each in answer.disagreements
+            {
+                "file": each.name,
+                "label": each.label or None,
+                "divergence_bits": each.divergence if evidence and evidence.divergence is not None else None,
+                "a": _answer(each.a),
+                "b": _answer(each.b),
+            }
+            for each in answer.ranked
         ],
         "errors": [{"file": each.name, "error": each.error} for each in answer.failures],
+    }
+
+
+def _side(version: "ModelVersion", standing: Standing | None) -> dict[str, Any]:
+    if standing is None:
+        return version_document(version)
+    return {
+        **version_document(version),
+        "accuracy_interval": [*standing.top_1.interval],
+        "accuracy_at_5": standing.top_5.value,
+        "accuracy_at_5_interval": [*standing.top_5.interval],
+        "calibration_error": standing.calibration_error,
+    }
+
+
+def _class(each: ClassDifference) -> dict[str, Any]:
+    return {
+        "id": each.id,
+        "num_images": each.table.num_examples,
+        "accuracy_a": each.table.accuracy_a,
+        "accuracy_b": each.table.accuracy_b,
+        "mid_p": each.p,
+        "adjusted_p": each.adjusted_p,
     }
 
 
@@ -182,41 +221,65 @@ def _answer(scored: "Sequence[ScoredClass]") -> dict[str, Any]:
 
 def _print_report(answer: "Comparison") -> None:
     summary = answer.summary
-    known = summary.labelled
-    lines = table("", "model", "network", "accuracy")
-    lines.add_row("a", *_row(summary.a, known.accuracy_a if known else None))
-    lines.add_row("b", *_row(summary.b, known.accuracy_b if known else None))
+    evidence, known = summary.evidence, summary.labelled
+    found = evidence.labelled if evidence else None
+    lines = table("", "model", "network", "accuracy", "", "accuracy@5", "", "calibration error")
+    lines.add_row("a", *_row(summary.a, known.accuracy_a if known else None, found.a if found else None))
+    lines.add_row("b", *_row(summary.b, known.accuracy_b if known else None, found.b if found else None))
     console().print(lines)
     click.echo()
     if summary.num_images:
         share = agreement(summary.num_disagreements, summary.num_images)
-        click.echo(f"they agree on {share:.1%} of {summary.num_images:,} images; {summary.num_disagreements:,} differ")
+        kappa = f" (kappa {evidence.kappa:.3f})" if evidence and evidence.kappa is not None else ""
+        click.echo(
+            f"they agree on {share:.1%} of {summary.num_images:,} images{kappa}; {summary.num_disagreements:,} differ"
+        )
     if known:
         click.echo(
             f"of {known.num_examples:,} with a known class: only a right {known.only_a_right:,}, "
             f"only b right {known.only_b_right:,}; McNemar p = {known.exact_p:.3g} (exact), {known.mid_p:.3g} (mid-p)"
         )
-        click.echo(_verdict(known.accuracy_a, known.accuracy_b, known.mid_p))
+    if evidence:
+        click.echo(verdict(evidence, summary.a.label, summary.b.label))
+        _print_classes(evidence)
     if answer.failures:
         click.echo(f"{len(answer.failures):,} can't be read, the first {answer.failures[0].name}")
     _print_disagreements(answer)
 
 
-def _row(version: "ModelVersion", accuracy: float | None) -> tuple[str, str, str]:
-    return version.label, version.architecture, "" if accuracy is None else f"{accuracy:.2%}"
+def _row(version: "ModelVersion", accuracy: float | None, standing: Standing | None) -> tuple[str, ...]:
+    if standing is None:
+        return (version.label, version.architecture, "" if accuracy is None else f"{accuracy:.2%}", "", "", "", "")
+    top_1, top_5 = (
+        (f"{share.value:.2%}", f"{share.interval.low:.1%} to {share.interval.high:.1%}")
+        for share in (standing.top_1, standing.top_5)
+    )
+    return version.label, version.architecture, *top_1, *top_5, f"{standing.calibration_error:.3f}"
 
 
-def _verdict(accuracy_a: float, accuracy_b: float, p: float) -> str:
-    if p >= 0.05:
-        return "that is no evidence that either is better (p ≥ 0.05)"
-    return f"{'a' if accuracy_a > accuracy_b else 'b'} is better (p < 0.05)"
+def _print_classes(evidence: Evidence) -> None:
+    """Say which classes one model is better at, and which the other does not know."""
+    for only, name, other in ((evidence.only_in_a, "a", "b"), (evidence.only_in_b, "b", "a")):
+        if only:
+            more = f" and {len(only) - 5} more" if len(only) > 5 else ""
+            click.echo(f"{name} alone knows {', '.join(only[:5])}{more}; {other} is never right on them")
+    found = evidence.labelled.by_class if evidence.labelled else ()
+    differing = sorted((each for each in found if each.adjusted_p <= ALPHA), key=lambda each: each.adjusted_p)
+    if len(found) > 1:
+        colon = ":" if differing else ""
+        click.echo(f"{len(differing)} of {len(found)} classes differ (adjusted p ≤ {ALPHA}){colon}")
+    for each in differing[:_SHOWN]:
+        click.echo(
+            f"  {each.id}: a {each.table.accuracy_a:.1%}, b {each.table.accuracy_b:.1%} of "
+            f"{each.table.num_examples:,} (adjusted p {each.adjusted_p:.2g})"
+        )
 
 
 def _print_disagreements(answer: "Comparison") -> None:
     if not answer.disagreements:
         return
     lines = table("image", "true class", "a says", "", "b says", "")
-    for each in answer.disagreements[:_SHOWN]:
+    for each in answer.ranked[:_SHOWN]:
         a, b = each.a[0], each.b[0]
         lines.add_row(each.name, each.label, name_of(a), f"{a.probability:.1%}", name_of(b), f"{b.probability:.1%}")
     click.echo()

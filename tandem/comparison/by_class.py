@@ -6,41 +6,30 @@ at most q, at most the share q is expected to be there by chance.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control
 
 from tandem.comparison.classification import Indices
+from tandem.comparison.evidence import ClassDifference
 from tandem.comparison.paired import PairedTable
 
 Flags = NDArray[np.bool_]
 
 
-class ClassDifference(NamedTuple):
-    """One class: its `place` among the classes, its paired table, p by itself, and p among all classes."""
-
-    place: int
-    table: PairedTable
-    p: float
-    adjusted_p: float
-
-    @property
-    def difference(self) -> float:
-        """Accuracy b - accuracy a, within -1 and 1."""
-        return self.table.accuracy_b - self.table.accuracy_a
-
-
-def class_differences(labels: Indices, right_a: Flags, right_b: Flags) -> tuple[ClassDifference, ...]:
+def class_differences(
+    ids: Sequence[str], labels: Indices, right_a: Flags, right_b: Flags
+) -> tuple[ClassDifference, ...]:
     """Return the difference on each class that has examples, in the order of the classes.
 
-    `labels` (N,) are class indices, `right_a` and `right_b` (N,) say which examples each model gets right.
+    `ids` (C,) are those of the classes, `labels` (N,) class indices; `right_a` and `right_b` (N,) say which examples
+    each model gets right.
     """
     classes = np.unique(labels)
     tables = [tabulate_flags(right_a[labels == each], right_b[labels == each]) for each in classes]
     return tuple(
-        ClassDifference(int(index), table, table.mid_p, adjusted)
+        ClassDifference(ids[index], table, table.mid_p, adjusted)
         for index, table, adjusted in zip(classes, tables, adjust([table.mid_p for table in tables]), strict=True)
     )
 

@@ -8,21 +8,14 @@ since its coverage is near the nominal also for small samples and rare differenc
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
+from tandem.comparison.evidence import Interval
 from tandem.comparison.paired import PairedTable
 
 CONFIDENCE = 0.95
-
-
-class Interval(NamedTuple):
-    """From `low` to `high`, in the units of what it is of."""
-
-    low: float
-    high: float
 
 
 def share_interval(count: int, total: int, confidence: float = CONFIDENCE) -> Interval:

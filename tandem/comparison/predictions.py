@@ -11,12 +11,12 @@ It is written whole or not at all, and read line by line.
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tandem.comparison.paired import tabulate
 from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
 from tandem.data.manifest import ClassName
 from tandem.errors import Conflict, InvalidRequest
@@ -132,21 +132,36 @@ def compare_predictions(path_a: Path, path_b: Path, top_k: int = 5) -> Compariso
 
     Classes are matched by their ids. Raises Conflict where the files are not of the same images.
     """
+    # SciPy, which takes a second to import; who writes such a file needs none.
+    from tandem.comparison.weighing import weigh_pairs
+
     header_a, rows_a = read_predictions(path_a)
     header_b, rows_b = read_predictions(path_b)
     _check_same_data(header_a, header_b)
     classes_a, classes_b = _by_id(header_a), _by_id(header_b)
-    differing, right = list[PairResult](), list[tuple[bool, bool]]()
+    pairs = list[PairResult]()
     for a, b in zip(rows_a, rows_b, strict=True):
         if (a.file, a.label) != (b.file, b.label):
             raise Conflict(f"the files are not of the same images: {path_a} has {a.file} where {path_b} has {b.file}")
-        right.append((a.top_k[0].id == a.label, b.top_k[0].id == b.label))
-        if a.top_k[0].id != b.top_k[0].id:
-            scored = (_scored(a, classes_a, top_k), _scored(b, classes_b, top_k))
-            differing.append(PairResult(a.file, a.label, *scored, agree=False))
-    versions = (_version(header_a), _version(header_b))
-    summary = ComparisonSummary(*versions, header_a.num_images, len(differing), num_errors=0, labelled=tabulate(right))
-    return Comparison(tuple(differing), summary, Timings())
+        # All that the files have: accuracy@5 needs five.
+        scored = (_scored(a, classes_a), _scored(b, classes_b))
+        pairs.append(PairResult(a.file, a.label, *scored, agree=scored[0][0].id == scored[1][0].id))
+    evidence = replace(
+        weigh_pairs(pairs, {*classes_a, *classes_b}, has_divergence=False),
+        only_in_a=tuple(each for each in classes_a if each not in classes_b),
+        only_in_b=tuple(each for each in classes_b if each not in classes_a),
+    )
+    differing = tuple(replace(pair, a=pair.a[:top_k], b=pair.b[:top_k]) for pair in pairs if not pair.agree)
+    summary = ComparisonSummary(
+        _version(header_a),
+        _version(header_b),
+        header_a.num_images,
+        len(differing),
+        num_errors=0,
+        labelled=evidence.labelled.table if evidence.labelled else None,
+        evidence=evidence,
+    )
+    return Comparison(differing, summary, Timings())
 
 
 def _check_same_data(a: Header, b: Header) -> None:
@@ -168,9 +183,9 @@ def _by_id(header: Header) -> dict[str, tuple[int, ClassName]]:
     return {each.id: (index, each) for index, each in enumerate(header.classes)}
 
 
-def _scored(prediction: Prediction, classes: dict[str, tuple[int, ClassName]], top_k: int) -> tuple[ScoredClass, ...]:
+def _scored(prediction: Prediction, classes: dict[str, tuple[int, ClassName]]) -> tuple[ScoredClass, ...]:
     found = []
-    for each in prediction.top_k[:top_k]:
+    for each in prediction.top_k:
         if each.id not in classes:
             raise InvalidRequest(
                 f"{prediction.file} is predicted to be {each.id!r}, which the first line does not list"

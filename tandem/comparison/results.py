@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tandem.comparison.evidence import Evidence
 from tandem.comparison.paired import PairedTable
 
 
@@ -48,7 +49,10 @@ class ScoredClass:
 
 @dataclass(frozen=True)
 class PairResult:
-    """One image through two models; `label` is the id of its true class, empty where that is unknown."""
+    """One image through two models; `label` is the id of its true class, empty where that is unknown.
+
+    `divergence` is how far apart the two predictions are, in bits, 0 to 1 (`agreement.divergences`).
+    """
 
     name: str
     label: str = ""
@@ -56,11 +60,15 @@ class PairResult:
     b: tuple[ScoredClass, ...] = ()
     agree: bool = False
     error: str = ""
+    divergence: float = 0.0
 
 
 @dataclass(frozen=True)
 class ComparisonSummary:
-    """Counts over the images that both models answered; `labelled` is None where no label was known."""
+    """Counts over the images that both models answered; `labelled` is None where no label was known.
+
+    `evidence` is None where it has to be computed anew (`weighing.weigh_pairs`): of summaries that were added up.
+    """
 
     a: ModelVersion
     b: ModelVersion
@@ -68,6 +76,7 @@ class ComparisonSummary:
     num_disagreements: int
     num_errors: int
     labelled: PairedTable | None
+    evidence: Evidence | None = None
 
     def __add__(self, other: "ComparisonSummary") -> "ComparisonSummary":
         """Return the summary of both parts; the models are the same."""
@@ -94,6 +103,11 @@ class Comparison:
     def disagreements(self) -> tuple[PairResult, ...]:
         """The images that the two models name differently."""
         return tuple(result for result in self.results if not result.agree and not result.error)
+
+    @property
+    def ranked(self) -> tuple[PairResult, ...]:
+        """The same, those first whose predictions are furthest apart."""
+        return tuple(sorted(self.disagreements, key=lambda result: -result.divergence))
 
     @property
     def failures(self) -> tuple[PairResult, ...]:

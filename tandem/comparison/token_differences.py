@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from tandem.comparison.intervals import CONFIDENCE, Interval
+from tandem.comparison.evidence import Interval
+from tandem.comparison.intervals import CONFIDENCE
 
 # Tokens of a block: a few paragraphs, well beyond what one sentence makes the next likelier to be.
 BLOCK_TOKENS = 256

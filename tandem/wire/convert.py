@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, cast
 
-from tandem.comparison.paired import PairedTable
 from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
+from tandem.wire import evidence
 from tandem.wire.results import (
     Alternative,
     Classification,
@@ -98,6 +98,7 @@ def pairs_to_wire(pairs: Iterable[PairResult]) -> list[pb.PairResult]:
             b=scored_to_wire(pair.b),
             agree=pair.agree,
             error=pair.error,
+            divergence=pair.divergence,
         )
         for pair in pairs
     ]
@@ -106,7 +107,15 @@ def pairs_to_wire(pairs: Iterable[PairResult]) -> list[pb.PairResult]:
 def pairs_from_wire(messages: Iterable[pb.PairResult]) -> tuple[PairResult, ...]:
     """Return the values of `messages`, in order."""
     return tuple(
-        PairResult(each.name, each.label, scored_from_wire(each.a), scored_from_wire(each.b), each.agree, each.error)
+        PairResult(
+            each.name,
+            each.label,
+            scored_from_wire(each.a),
+            scored_from_wire(each.b),
+            each.agree,
+            each.error,
+            each.divergence,
+        )
         for each in messages
     )
 
@@ -134,20 +143,21 @@ def summary_to_wire(summary: ComparisonSummary) -> pb.ComparisonSummary:
                 mcnemar_mid_p=table.mid_p,
             )
         )
+    if summary.evidence is not None:
+        evidence.fill(message, summary.evidence, summary.a.label, summary.b.label)
     return message
 
 
 def summary_from_wire(message: pb.ComparisonSummary) -> ComparisonSummary:
     """Return the value of `message`; what follows from the table is computed anew from it."""
-    known = message.labelled
-    table = PairedTable(known.both_right, known.only_a_right, known.only_b_right, known.both_wrong)
     return ComparisonSummary(
         a=version_from_wire(message.a),
         b=version_from_wire(message.b),
         num_images=message.num_images,
         num_disagreements=message.num_disagreements,
         num_errors=message.num_errors,
-        labelled=table if message.HasField("labelled") else None,
+        labelled=evidence.table_of(message.labelled) if message.HasField("labelled") else None,
+        evidence=evidence.read(message),
     )
 
 

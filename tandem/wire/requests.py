@@ -1,7 +1,7 @@
 """What clients send, built and joined: images in messages under the limits, and the answers to them put together."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ from tandem.comparison.results import Comparison, PairResult, Timings
 from tandem.data.raw_image import RawImage
 from tandem.errors import InvalidRequest, LimitExceeded
 from tandem.wire import convert
-from tandem.wire.limits import MAX_ANSWERS, MAX_MESSAGE_BYTES
+from tandem.wire.limits import DEFAULT_TOP_K, MAX_ANSWERS, MAX_MESSAGE_BYTES
 from tandem.wire.results import Classification, ComparisonProgress
 from tandem.wire.v1 import inference_pb2 as pb
 
@@ -86,7 +86,7 @@ def comparing(model_a: str, model_b: str, images: Images, top_k: int, received: 
         message = yield compare_request(*names, chunk, top_k)
         answers.append(convert.comparison_from_wire(message))
         received.count += len(chunk)
-    return join_comparisons(answers)
+    return join_comparisons(answers, top_k or DEFAULT_TOP_K)
 
 
 def image_messages(
@@ -209,12 +209,24 @@ def join_classifications(answers: Sequence[Classification]) -> Classification:
     return Classification(answers[0].model, results, sum((answer.timings for answer in answers), Timings()))
 
 
-def join_comparisons(answers: Sequence[Comparison]) -> Comparison:
-    """Return one answer for the answers to all messages, one or more."""
+def join_comparisons(answers: Sequence[Comparison], top_k: int) -> Comparison:
+    """Return one answer for the answers, of `top_k` classes each, to all messages, one or more."""
     results = tuple(result for answer in answers for result in answer.results)
     summary = answers[0].summary
     for answer in answers[1:]:
         summary += answer.summary
+    parts = [answer.summary.evidence for answer in answers if answer.summary.evidence is not None]
+    # Lists of fewer classes than five don't tell accuracy@5.
+    if len(parts) == 1:
+        summary = replace(summary, evidence=parts[0])
+    elif len(parts) == len(answers) and top_k >= 5:
+        # SciPy takes a second to import, and most comparisons are one message.
+        from tandem.comparison.weighing import weigh_pairs
+
+        labels = [each.id for part in parts if part.labelled for each in part.labelled.by_class]
+        one = parts[0]
+        evidence = replace(weigh_pairs(results, labels), only_in_a=one.only_in_a, only_in_b=one.only_in_b)
+        summary = replace(summary, evidence=evidence)
     return Comparison(results, summary, sum((answer.timings for answer in answers), Timings()))
 
 

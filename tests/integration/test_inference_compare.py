@@ -121,3 +121,48 @@ def test_wrong_requests(client: Client) -> None:
     for dataset, split in (("../x", "val"), ("shapes", "../val")):
         with pytest.raises(InvalidRequest):
             list(client.compare_dataset("a", "b", dataset, split))
+
+
+def test_the_evidence_of_a_dataset(client: Client) -> None:
+    answer = list(client.compare_dataset("a", "b", "shapes"))[-1]
+    assert isinstance(answer, Comparison)
+    evidence = answer.summary.evidence
+    assert evidence is not None
+    assert (evidence.num_images, evidence.num_disagreements) == (68, len(answer.disagreements))
+    found = evidence.labelled
+    assert found is not None
+    assert found.table == answer.summary.labelled
+    assert sum(each.table.num_examples for each in found.by_class) == 68
+    assert found.interval.low <= found.difference <= found.interval.high
+    assert found.a.top_1.value == found.table.accuracy_a <= found.a.top_5.value == 1.0, "there are five classes"
+    assert [each.divergence for each in answer.ranked] == sorted(
+        (each.divergence for each in answer.disagreements), reverse=True
+    )
+
+
+def test_images_in_several_messages_are_weighed_together(client: Client) -> None:
+    images = [Image(png(number), f"{number}.png", (*CLASS_IDS[:4], "unknown")[number % 5]) for number in range(300)]
+    whole = client.compare("a", "three", images)
+    evidence = whole.summary.evidence
+    assert evidence is not None
+    assert evidence.num_images == 300
+    assert evidence.labelled is not None
+    assert evidence.labelled.table == whole.summary.labelled
+    assert evidence.labelled.table.num_examples == 240
+    assert evidence.only_in_a == CLASS_IDS[3:]
+    parts = [client.compare("a", "three", images[first:end]).summary.evidence for first, end in ((0, 256), (256, 300))]
+    assert evidence.num_disagreements == sum(part.num_disagreements for part in parts if part)
+    assert client.compare("a", "three", images, top_k=2).summary.evidence is None, "which tells no accuracy@5"
+
+
+def test_models_without_a_common_class_are_refused(tmp_path: Path) -> None:
+    volume = Volume(tmp_path / "home")
+    publish_classifier(volume, "animals", "run-1", classes=("cat", "dog"), arch="shufflenet_v2_x0_5")
+    publish_classifier(volume, "plants", "run-2", classes=("oak", "ash"), arch="shufflenet_v2_x0_5")
+    server = start_server(tmp_path, volume, TANDEM_ENGINE="eager")
+    try:
+        with Client(server.address) as client, pytest.raises(InvalidRequest, match="know no class in common") as caught:
+            client.compare("animals", "plants", [png(0)])
+        assert caught.value.field == "model_b"
+    finally:
+        server.kill()

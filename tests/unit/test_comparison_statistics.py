@@ -113,13 +113,13 @@ def test_classes() -> None:
     right_a, right_b = np.ones(80, bool), np.ones(80, bool)
     right_a[:12] = False
     right_b[40:41] = False
-    better, same = class_differences(labels, right_a, right_b)
-    assert (better.place, better.table) == (0, PairedTable(28, 0, 12, 0))
+    better, same = class_differences("xyz", labels, right_a, right_b)
+    assert (better.id, better.table) == ("x", PairedTable(28, 0, 12, 0))
     assert better.difference == pytest.approx(0.3)
     assert better.p == pytest.approx(2**-12)
     assert better.adjusted_p == pytest.approx(2 * 2**-12)
-    assert (same.place, same.table.only_a_right, same.p, same.adjusted_p) == (2, 1, 0.5, 0.5)
-    assert class_differences(labels[:0], right_a[:0], right_b[:0]) == ()
+    assert (same.id, same.table.only_a_right, same.p, same.adjusted_p) == ("z", 1, 0.5, 0.5)
+    assert class_differences("xyz", labels[:0], right_a[:0], right_b[:0]) == ()
 
 
 def test_tokens_of_a_better_model() -> None:

@@ -139,39 +139,91 @@ class CompareResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[PairResult, _Mapping]]] = ..., summary: _Optional[_Union[ComparisonSummary, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class PairResult(_message.Message):
-    __slots__ = ("name", "label", "a", "b", "agree", "error")
+    __slots__ = ("name", "label", "a", "b", "agree", "error", "divergence")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     A_FIELD_NUMBER: _ClassVar[int]
     B_FIELD_NUMBER: _ClassVar[int]
     AGREE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     label: str
     a: _containers.RepeatedCompositeFieldContainer[ScoredClass]
     b: _containers.RepeatedCompositeFieldContainer[ScoredClass]
     agree: bool
     error: str
-    def __init__(self, name: _Optional[str] = ..., label: _Optional[str] = ..., a: _Optional[_Iterable[_Union[ScoredClass, _Mapping]]] = ..., b: _Optional[_Iterable[_Union[ScoredClass, _Mapping]]] = ..., agree: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
+    divergence: float
+    def __init__(self, name: _Optional[str] = ..., label: _Optional[str] = ..., a: _Optional[_Iterable[_Union[ScoredClass, _Mapping]]] = ..., b: _Optional[_Iterable[_Union[ScoredClass, _Mapping]]] = ..., agree: _Optional[bool] = ..., error: _Optional[str] = ..., divergence: _Optional[float] = ...) -> None: ...
 
 class ComparisonSummary(_message.Message):
-    __slots__ = ("a", "b", "num_images", "num_disagreements", "num_errors", "labelled")
+    __slots__ = ("a", "b", "num_images", "num_disagreements", "num_errors", "labelled", "kappa", "mean_divergence", "only_in_a", "only_in_b", "verdict")
     A_FIELD_NUMBER: _ClassVar[int]
     B_FIELD_NUMBER: _ClassVar[int]
     NUM_IMAGES_FIELD_NUMBER: _ClassVar[int]
     NUM_DISAGREEMENTS_FIELD_NUMBER: _ClassVar[int]
     NUM_ERRORS_FIELD_NUMBER: _ClassVar[int]
     LABELLED_FIELD_NUMBER: _ClassVar[int]
+    KAPPA_FIELD_NUMBER: _ClassVar[int]
+    MEAN_DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
+    ONLY_IN_A_FIELD_NUMBER: _ClassVar[int]
+    ONLY_IN_B_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
     a: ModelVersion
     b: ModelVersion
     num_images: int
     num_disagreements: int
     num_errors: int
     labelled: PairedAccuracy
-    def __init__(self, a: _Optional[_Union[ModelVersion, _Mapping]] = ..., b: _Optional[_Union[ModelVersion, _Mapping]] = ..., num_images: _Optional[int] = ..., num_disagreements: _Optional[int] = ..., num_errors: _Optional[int] = ..., labelled: _Optional[_Union[PairedAccuracy, _Mapping]] = ...) -> None: ...
+    kappa: float
+    mean_divergence: float
+    only_in_a: _containers.RepeatedScalarFieldContainer[str]
+    only_in_b: _containers.RepeatedScalarFieldContainer[str]
+    verdict: str
+    def __init__(self, a: _Optional[_Union[ModelVersion, _Mapping]] = ..., b: _Optional[_Union[ModelVersion, _Mapping]] = ..., num_images: _Optional[int] = ..., num_disagreements: _Optional[int] = ..., num_errors: _Optional[int] = ..., labelled: _Optional[_Union[PairedAccuracy, _Mapping]] = ..., kappa: _Optional[float] = ..., mean_divergence: _Optional[float] = ..., only_in_a: _Optional[_Iterable[str]] = ..., only_in_b: _Optional[_Iterable[str]] = ..., verdict: _Optional[str] = ...) -> None: ...
+
+class Interval(_message.Message):
+    __slots__ = ("low", "high")
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    low: float
+    high: float
+    def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class Standing(_message.Message):
+    __slots__ = ("accuracy_at_1", "accuracy_at_1_interval", "accuracy_at_5", "accuracy_at_5_interval", "calibration_error")
+    ACCURACY_AT_1_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_AT_1_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_AT_5_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_AT_5_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    accuracy_at_1: float
+    accuracy_at_1_interval: Interval
+    accuracy_at_5: float
+    accuracy_at_5_interval: Interval
+    calibration_error: float
+    def __init__(self, accuracy_at_1: _Optional[float] = ..., accuracy_at_1_interval: _Optional[_Union[Interval, _Mapping]] = ..., accuracy_at_5: _Optional[float] = ..., accuracy_at_5_interval: _Optional[_Union[Interval, _Mapping]] = ..., calibration_error: _Optional[float] = ...) -> None: ...
+
+class ClassDifference(_message.Message):
+    __slots__ = ("id", "both_right", "only_a_right", "only_b_right", "both_wrong", "mcnemar_mid_p", "adjusted_p")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    BOTH_RIGHT_FIELD_NUMBER: _ClassVar[int]
+    ONLY_A_RIGHT_FIELD_NUMBER: _ClassVar[int]
+    ONLY_B_RIGHT_FIELD_NUMBER: _ClassVar[int]
+    BOTH_WRONG_FIELD_NUMBER: _ClassVar[int]
+    MCNEMAR_MID_P_FIELD_NUMBER: _ClassVar[int]
+    ADJUSTED_P_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    both_right: int
+    only_a_right: int
+    only_b_right: int
+    both_wrong: int
+    mcnemar_mid_p: float
+    adjusted_p: float
+    def __init__(self, id: _Optional[str] = ..., both_right: _Optional[int] = ..., only_a_right: _Optional[int] = ..., only_b_right: _Optional[int] = ..., both_wrong: _Optional[int] = ..., mcnemar_mid_p: _Optional[float] = ..., adjusted_p: _Optional[float] = ...) -> None: ...
 
 class PairedAccuracy(_message.Message):
-    __slots__ = ("num_labelled", "both_right", "only_a_right", "only_b_right", "both_wrong", "accuracy_a", "accuracy_b", "mcnemar_exact_p", "mcnemar_mid_p")
+    __slots__ = ("num_labelled", "both_right", "only_a_right", "only_b_right", "both_wrong", "accuracy_a", "accuracy_b", "mcnemar_exact_p", "mcnemar_mid_p", "difference", "difference_interval", "standing_a", "standing_b", "classes")
     NUM_LABELLED_FIELD_NUMBER: _ClassVar[int]
     BOTH_RIGHT_FIELD_NUMBER: _ClassVar[int]
     ONLY_A_RIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +233,11 @@ class PairedAccuracy(_message.Message):
     ACCURACY_B_FIELD_NUMBER: _ClassVar[int]
     MCNEMAR_EXACT_P_FIELD_NUMBER: _ClassVar[int]
     MCNEMAR_MID_P_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    STANDING_A_FIELD_NUMBER: _ClassVar[int]
+    STANDING_B_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     num_labelled: int
     both_right: int
     only_a_right: int
@@ -190,7 +247,12 @@ class PairedAccuracy(_message.Message):
     accuracy_b: float
     mcnemar_exact_p: float
     mcnemar_mid_p: float
-    def __init__(self, num_labelled: _Optional[int] = ..., both_right: _Optional[int] = ..., only_a_right: _Optional[int] = ..., only_b_right: _Optional[int] = ..., both_wrong: _Optional[int] = ..., accuracy_a: _Optional[float] = ..., accuracy_b: _Optional[float] = ..., mcnemar_exact_p: _Optional[float] = ..., mcnemar_mid_p: _Optional[float] = ...) -> None: ...
+    difference: float
+    difference_interval: Interval
+    standing_a: Standing
+    standing_b: Standing
+    classes: _containers.RepeatedCompositeFieldContainer[ClassDifference]
+    def __init__(self, num_labelled: _Optional[int] = ..., both_right: _Optional[int] = ..., only_a_right: _Optional[int] = ..., only_b_right: _Optional[int] = ..., both_wrong: _Optional[int] = ..., accuracy_a: _Optional[float] = ..., accuracy_b: _Optional[float] = ..., mcnemar_exact_p: _Optional[float] = ..., mcnemar_mid_p: _Optional[float] = ..., difference: _Optional[float] = ..., difference_interval: _Optional[_Union[Interval, _Mapping]] = ..., standing_a: _Optional[_Union[Standing, _Mapping]] = ..., standing_b: _Optional[_Union[Standing, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassDifference, _Mapping]]] = ...) -> None: ...
 
 class CompareDatasetRequest(_message.Message):
     __slots__ = ("model_a", "model_b", "dataset", "split", "top_k", "limit")

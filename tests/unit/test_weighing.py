@@ -1,13 +1,12 @@
 """Evidence of two classifiers, from probabilities whose answers are known."""
 
-import math
-
 import numpy as np
 import pytest
 
-from tandem.comparison.evidence import Floats, Recorder, verdict, weigh
+from tandem.comparison.evidence import verdict
 from tandem.comparison.matching import MatchedClasses
 from tandem.comparison.paired import PairedTable
+from tandem.comparison.weighing import Floats, Predictions, Recorder
 from tandem.data.manifest import ClassName
 
 
@@ -17,6 +16,10 @@ def classes(names: str) -> tuple[ClassName, ...]:
 
 def rows_of(*rows: list[float]) -> Floats:
     return np.array(rows, np.float32)
+
+
+def predictions(rows: Floats) -> Predictions:
+    return Predictions(rows, np.argsort(-rows, axis=1, kind="stable"))
 
 
 def random_rows(seed: int, num_rows: int, num_classes: int) -> Floats:
@@ -40,8 +43,8 @@ def test_a_model_and_itself() -> None:
     rows = random_rows(1, 200, 8)
     for first in range(0, 200, 32):
         part = rows[first : first + 32]
-        recorder.add(part, part, np.arange(first, first + len(part)) % 8)
-    found = weigh(recorder.columns())
+        recorder.add(predictions(part), predictions(part), np.arange(first, first + len(part)) % 8)
+    found = recorder.evidence()
     assert (found.num_images, found.num_disagreements, found.kappa, found.divergence) == (200, 0, 1.0, 0.0)
     assert found.labelled is not None
     assert found.labelled.a == found.labelled.b
@@ -56,49 +59,51 @@ def test_each_figure_of_models_that_order_their_classes_differently() -> None:
     # b names the label of every other image.
     b[::2] = 0.01
     b[np.arange(0, 300, 2), 7 - labels[::2]] = 0.93
-    recorder.add(a, b, labels)
-    found = weigh(recorder.columns())
+    recorder.add(predictions(a), predictions(b), labels)
+    found = recorder.evidence()
     straight = b[:, ::-1]
     assert found.num_disagreements == int((a.argmax(1) != straight.argmax(1)).sum())
     assert found.labelled is not None
     standings = (found.labelled.a, found.labelled.b)
     for rows, standing in zip((a, straight), standings, strict=True):
         best = np.argsort(-rows, axis=1, kind="stable")
-        assert standing.top_1.share == pytest.approx(float((best[:, 0] == labels).mean()))
-        assert standing.top_5.share == pytest.approx(float((best[:, :5] == labels[:, None]).any(1).mean()))
-        assert standing.top_1.interval.low < standing.top_1.share < standing.top_1.interval.high
+        assert standing.top_1.value == pytest.approx(float((best[:, 0] == labels).mean()))
+        assert standing.top_5.value == pytest.approx(float((best[:, :5] == labels[:, None]).any(1).mean()))
+        assert standing.top_1.interval.low < standing.top_1.value < standing.top_1.interval.high
     assert found.labelled.interval.low > 0.2
     assert sum(each.table.num_examples for each in found.labelled.by_class) == 300
     said = verdict(found, "old:1", "new:2")
     assert said.startswith("new:2 is better than old:1: new:2 names ")
-    assert f"{standings[1].top_1.share:.2%} against {standings[0].top_1.share:.2%} of 300 images" in said
+    assert f"{standings[1].top_1.value:.2%} against {standings[0].top_1.value:.2%} of 300 images" in said
     assert verdict(found, "old:1", "new:2", alpha=0.0).startswith("No difference is shown")
 
 
 def test_a_label_that_a_model_does_not_know_is_never_right() -> None:
     recorder = Recorder(MatchedClasses.of(classes("ab"), classes("abc")))
-    recorder.add(rows_of([0.6, 0.4]), rows_of([0.2, 0.2, 0.6]), np.array([2]))
-    found = weigh(recorder.columns()).labelled
+    recorder.add(predictions(rows_of([0.6, 0.4])), predictions(rows_of([0.2, 0.2, 0.6])), np.array([2]))
+    found = recorder.evidence().labelled
     assert found is not None
     assert found.table == PairedTable(only_b_right=1)
-    assert (found.a.top_5.share, found.b.top_5.share) == (0.0, 1.0)
+    assert (found.a.top_5.value, found.b.top_5.value) == (0.0, 1.0)
 
 
 def test_without_labels_and_without_images() -> None:
     recorder = Recorder(MatchedClasses.of(classes("abc"), classes("abc")))
-    nothing = weigh(recorder.columns())
+    nothing = recorder.evidence()
     assert (nothing.num_images, nothing.num_disagreements, nothing.divergence, nothing.labelled) == (0, 0, 0.0, None)
-    assert math.isnan(nothing.kappa)
-    recorder.add(rows_of([1, 0, 0], [0, 1, 0]), rows_of([1, 0, 0], [0, 0, 1]), np.array([-1, -1]))
-    found = weigh(recorder.columns())
+    assert nothing.kappa is None
+    recorder.add(
+        predictions(rows_of([1, 0, 0], [0, 1, 0])), predictions(rows_of([1, 0, 0], [0, 0, 1])), np.array([-1, -1])
+    )
+    found = recorder.evidence()
     assert (found.num_images, found.num_disagreements, found.divergence) == (2, 1, 0.5)
     assert verdict(found, "a", "b") == "a and b name different classes for 50.0% of 2 images without labels."
 
 
 def test_one_image_says_little() -> None:
     recorder = Recorder(MatchedClasses.of(classes("ab"), classes("ab")))
-    recorder.add(rows_of([0.9, 0.1]), rows_of([0.1, 0.9]), np.array([1]))
-    found = weigh(recorder.columns())
+    recorder.add(predictions(rows_of([0.9, 0.1])), predictions(rows_of([0.1, 0.9])), np.array([1]))
+    found = recorder.evidence()
     assert found.labelled is not None
     assert found.labelled.table == PairedTable(only_b_right=1)
     assert found.labelled.interval.low < 0
