@@ -271,7 +271,12 @@ class DeviceScheduler:
                     self._changed.notify()
 
     def _lane(self, runtime: object) -> Lane:
-        return self._other if runtime is None else self._lanes.setdefault(runtime, Lane())
+        if runtime is None:
+            return self._other
+        # Not by setdefault: a lane that is made to be thrown away was a tenth of what a call costs the event loop.
+        if (lane := self._lanes.get(runtime)) is None:
+            lane = self._lanes[runtime] = Lane()
+        return lane
 
     async def _await(
         self, work: Callable[..., Any], pixels: Tensor | None, runtime: object, order: Order, place: Place | None

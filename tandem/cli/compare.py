@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tandem.cli.calls import name_of, open_client, printable, read_images, scored_documents, version_document
-from tandem.cli.output import console, json_option, print_json, table
+from tandem.cli.comparison_page import dataset_images, predicted_dataset, write_page
+from tandem.cli.output import check_output, console, json_option, print_json, table
 from tandem.comparison.evidence import ALPHA, ClassDifference, Evidence, Standing, verdict
 from tandem.comparison.paired import agreement
 from tandem.errors import InvalidImage, InvalidRequest
@@ -29,6 +30,9 @@ _SHOWN = 40
 @click.option("--limit", type=click.IntRange(1), help="So many images, spread evenly over the split.")
 @click.option("--top-k", type=click.IntRange(1), default=5, show_default=True, help="Classes for each image.")
 @click.option("--labels-from-folders", is_flag=True, help="An IMAGE's folder names its true class.")
+@click.option(
+    "--report", metavar="FILE.html", type=click.Path(path_type=Path), help="Write a page with all of it, too."
+)
 @json_option
 def compare(
     reference_a: str,
@@ -39,9 +43,13 @@ def compare(
     limit: int | None,
     top_k: int,
     labels_from_folders: bool,
+    report: Path | None,
     as_json: bool,
 ) -> None:
     """Compare models REF_A and REF_B on IMAGEs, or on a split of a dataset; or two predictions files.
+
+    --report writes one page that needs no network: the verdict, the figures, the classes that differ, and the images
+    that the two name differently, where the dataset is on this machine's volume.
 
     The files are what 'tandem evaluate' writes: give them as REF_A and REF_B, by their paths or as run:ID of the
     evaluation; no server is needed.
@@ -51,20 +59,31 @@ def compare(
     num_errors, agreement, kappa, divergence_bits, verdict, a, b, difference, mcnemar, classes, only_in_a, only_in_b,
     disagreements, errors}; difference, mcnemar and classes are null where no true class is known.
     """
+    if report is not None:
+        check_output(report)
     files = None if images or dataset else _predictions_files(reference_a, reference_b)
     if files:
         if limit or labels_from_folders or split:
             raise click.UsageError("--limit, --split and --labels-from-folders don't go with predictions files")
-        _show(_from_files(*files, top_k), as_json)
+        answer = _from_files(*files, max(top_k, 5) if report else top_k)
+        _show(answer, as_json)
+        if report is not None:
+            write_page(report, answer, dataset_images(predicted_dataset(files[0])))
         return
     _check_usage(images, dataset, bool(limit or split), labels_from_folders)
     sources = read_images(images, lambda path: path.absolute().parent.name if labels_from_folders else "")
+    if report is not None:
+        # The page shows the five likeliest.
+        top_k = max(top_k, 5)
     with open_client() as client:
         if dataset is None:
             answer = client.compare(reference_a, reference_b, sources, top_k)
         else:
             answer = _on_dataset(client, (reference_a, reference_b), dataset, split or "val", top_k, limit or 0)
     _show(answer, as_json)
+    if report is not None:
+        of_files = {source.name: source.data for source in sources if isinstance(source.data, bytes)}
+        write_page(report, answer, of_files.get if dataset is None else dataset_images(dataset))
     # Of a dataset, images that can't be read are counted and listed; those named by hand must be right.
     if dataset is None and answer.failures:
         first = answer.failures[0]

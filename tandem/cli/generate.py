@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tandem.cli.calls import open_client, version_document
-from tandem.cli.output import json_option, print_json
-from tandem.errors import InvalidRequest
+from tandem.cli.output import check_output, json_option, print_json, write_output
 from tandem.settings import Settings
-from tandem.volume import Volume, replace_file
+from tandem.volume import Volume
 
 if TYPE_CHECKING:
     from tandem.wire.results import GenerationSummary, TextPiece
@@ -95,10 +94,8 @@ def generate(
     """
     if prompt is not None and sampling["random_start"]:
         raise click.UsageError("--prompt and --random-start exclude each other")
-    if output is not None and output.is_dir():
-        raise InvalidRequest(f"can't write {output}: it is a folder; give the path of a file")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise InvalidRequest(f"can't write {output}: there is no folder {output.absolute().parent}")
+    if output is not None:
+        check_output(output)
     writer = _Lines() if as_json else _Screen(prompt)
     steps = _local_steps if local else _served_steps
     # Closed at once on Ctrl-C too: the work behind it ends with it.
@@ -227,8 +224,4 @@ def _whole_words(words: list[str], text: str) -> list[str]:
 
 def _write(path: Path, words: list[str]) -> None:
     lines = [" ".join(words[first : first + WORDS_A_LINE]) for first in range(0, len(words), WORDS_A_LINE)]
-    try:
-        # UTF-8 whatever the locale is: a codec of it would fail at the first é.
-        replace_file(path, ("\n".join(lines) + "\n").encode())
-    except OSError as error:
-        raise InvalidRequest(f"can't write {path}: {error.strerror}") from error
+    write_output(path, "\n".join(lines) + "\n")

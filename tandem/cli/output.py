@@ -3,12 +3,14 @@
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tandem.errors import InvalidRequest
 from tandem.settings import Settings
-from tandem.volume import Volume
+from tandem.volume import Volume, replace_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,3 +63,20 @@ def table(*columns: str) -> "Table":
 def open_volume() -> Volume:
     """Return the volume that TANDEM_HOME names."""
     return Volume(Settings.from_environment().home)
+
+
+def check_output(path: Path) -> None:
+    """Raise InvalidRequest where no file can be written at `path`; before anything is computed."""
+    if path.is_dir():
+        raise InvalidRequest(f"can't write {path}: it is a folder; give the path of a file")
+    if not path.absolute().parent.is_dir():
+        raise InvalidRequest(f"can't write {path}: there is no folder {path.absolute().parent}")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a file that a person asked for, whole or not at all; raise InvalidRequest where it can't be written."""
+    try:
+        # UTF-8 whatever the locale is: a codec of it would fail at the first é.
+        replace_file(path, text.encode())
+    except OSError as error:
+        raise InvalidRequest(f"can't write {path}: {error.strerror or error}") from error
