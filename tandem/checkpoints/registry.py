@@ -29,6 +29,8 @@ from tandem.volume import Volume, replace_json, volume_errors
 MOVED = ("latest", "best")
 # Of one model; each call of ListModels tells them all.
 MAX_ALIASES = 64
+# Where an alias is expected that may be moved from wherever it is; no version has this number.
+ANYWHERE = -1
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,20 @@ class Registry:
             self._point_at_newest(directory, [*existing, version], run_id)
         return version
 
-    def set_alias(self, name: str, alias: str, version: int, by: str) -> int | None:
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        by: str,
+        expected: int | None = ANYWHERE,
+        details: Mapping[str, Any] | None = None,
+    ) -> int | None:
         """Point `alias` of model `name` at `version`; return where it pointed before, None for nowhere.
 
-        `by` says who, for the history. Raises InvalidRequest for an alias that the system moves or a name that is not
-        allowed, ModelNotFound, Conflict where there are too many, VolumeUnavailable.
+        `by` says who for the history, and `details` what else. Raises InvalidRequest for an alias that the system moves
+        or a name that is not allowed, ModelNotFound, VolumeUnavailable; Conflict where there are too many, or where the
+        alias is no longer where it is `expected` (None: nowhere).
         """
         check_alias(alias)
         with self._changing(name) as directory:
@@ -149,7 +160,10 @@ class Registry:
             before = self.aliases(name)
             if alias not in before and len(before) >= MAX_ALIASES:
                 raise Conflict(f"model {name!r} has {len(before)} aliases, which is the limit: delete one first")
-            self._move_aliases(directory, {alias: version}, by)
+            if expected not in (ANYWHERE, before.get(alias)):
+                now = f"is {name}:{before[alias]}" if alias in before else "is gone"
+                raise Conflict(f"{name}@{alias} {now} by now: somebody else has moved it; look again, and try again")
+            self._move_aliases(directory, {alias: version}, by, details)
         return before.get(alias)
 
     def delete_alias(self, name: str, alias: str, by: str) -> int:
@@ -161,6 +175,27 @@ class Registry:
                 raise ModelNotFound(f"model {name!r} has no alias {alias!r}")
             self._move_aliases(directory, {alias: None}, by)
         return before[alias]
+
+    def note(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Add a line to the history of model `name`, of a decision that moved nothing; raise what `set_alias` does."""
+        with self._changing(name) as directory:
+            _append(directory, [{"at": _now(), **entry}])
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Return the history of model `name`, oldest first; lines that a crash has cut short are passed over."""
+        entries = []
+        try:
+            lines = (self.volume.model(name) / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                entries.append(entry)
+        return entries
 
     @contextmanager
     def _changing(self, name: str) -> Iterator[Path]:
@@ -174,7 +209,13 @@ class Registry:
         best = max(versions, key=lambda version: quality(version.kind, version.metrics))
         self._move_aliases(directory, {"latest": versions[-1].version, "best": best.version}, f"run {run_id}")
 
-    def _move_aliases(self, directory: Path, moves: Mapping[str, int | None], reason: str) -> None:
+    def _move_aliases(
+        self,
+        directory: Path,
+        moves: Mapping[str, int | None],
+        reason: str,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write where `moves` lead (None: nowhere), and a line of history for each that was elsewhere."""
         before = self.aliases(directory.name)
         after = {alias: number for alias, number in {**before, **moves}.items() if number is not None}
@@ -182,12 +223,11 @@ class Registry:
             return
         replace_json(directory / "aliases.json", after)
         changed = {alias: number for alias, number in moves.items() if before.get(alias) != number}
-        with open(directory / "history.jsonl", "a", encoding="utf-8") as file:
-            for alias, number in changed.items():
-                entry = {"at": _now(), "alias": alias, "from": before.get(alias), "to": number, "by": reason}
-                file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        basis = {"at": _now(), "by": reason, **(details or {})}
+        _append(
+            directory,
+            [{"alias": alias, "from": before.get(alias), "to": number, **basis} for alias, number in changed.items()],
+        )
 
     @contextmanager
     def _locked(self, directory: Path) -> Iterator[None]:
@@ -279,6 +319,13 @@ def read_version(path: Path) -> Version:
 
 def _write_version(directory: Path, version: Version) -> None:
     replace_json(directory / "versions" / f"{version.version:04d}.json", asdict(version))
+
+
+def _append(directory: Path, entries: list[dict[str, Any]]) -> None:
+    with open(directory / "history.jsonl", "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _now() -> str:

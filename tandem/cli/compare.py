@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tandem.cli.calls import name_of, open_client, printable, read_images, scored_documents, version_document
+from tandem.cli.compare_texts import compare_texts
 from tandem.cli.comparison_page import dataset_images, predicted_dataset, write_page
-from tandem.cli.output import check_output, console, json_option, print_json, table
+from tandem.cli.output import check_output, console, json_option, open_volume, print_json, table
 from tandem.comparison.evidence import ALPHA, ClassDifference, Evidence, Standing, verdict
 from tandem.comparison.paired import agreement
 from tandem.errors import InvalidImage, InvalidRequest
@@ -16,6 +17,7 @@ from tandem.errors import InvalidImage, InvalidRequest
 if TYPE_CHECKING:
     from tandem.client import Client, Comparison, ScoredClass
     from tandem.comparison.results import ModelVersion
+    from tandem.jobs.record import JobRecord
 
 # A person reads some; --json has them all.
 _SHOWN = 40
@@ -52,7 +54,8 @@ def compare(
     that the two name differently, where the dataset is on this machine's volume.
 
     The files are what 'tandem evaluate' writes: give them as REF_A and REF_B, by their paths or as run:ID of the
-    evaluation; no server is needed.
+    evaluation; no server is needed. Two evaluations of language models, as run:ID, are compared token by token:
+    perplexities, their difference with a 95 % interval, and the tokens that differ most.
 
     Says where the two name different classes and, where the true classes are known, which is more often right, with
     McNemar's test, 95 % intervals, and the classes that differ. --json prints {num_images, num_disagreements,
@@ -61,6 +64,11 @@ def compare(
     """
     if report is not None:
         check_output(report)
+    if not (images or dataset) and (runs := _text_evaluations(reference_a, reference_b)):
+        if report or limit or labels_from_folders or split:
+            raise click.UsageError("--report, --limit, --split and --labels-from-folders are for classifiers")
+        compare_texts(*runs, as_json)
+        return
     files = None if images or dataset else _predictions_files(reference_a, reference_b)
     if files:
         if limit or labels_from_folders or split:
@@ -79,7 +87,7 @@ def compare(
         if dataset is None:
             answer = client.compare(reference_a, reference_b, sources, top_k)
         else:
-            answer = _on_dataset(client, (reference_a, reference_b), dataset, split or "val", top_k, limit or 0)
+            answer = on_dataset(client, (reference_a, reference_b), dataset, split or "val", top_k, limit or 0)
     _show(answer, as_json)
     if report is not None:
         of_files = {source.name: source.data for source in sources if isinstance(source.data, bytes)}
@@ -97,6 +105,29 @@ def _show(answer: "Comparison", as_json: bool) -> None:
         _print_report(answer)
 
 
+def _text_evaluations(argument_a: str, argument_b: str) -> tuple[Path, Path] | None:
+    """Return the runs where both arguments name evaluations of language models, as run:ID; else None."""
+    a, b = _evaluation(argument_a), _evaluation(argument_b)
+    if a is None or b is None or {a.kind, b.kind} != {"evaluate_language_model"}:
+        return None
+    volume = open_volume()
+    return volume.run(a.run_id), volume.run(b.run_id)
+
+
+def _evaluation(argument: str) -> "JobRecord | None":
+    """Return the record of the evaluation that `argument` names, as run:ID; None for anything else."""
+    from tandem.checkpoints.references import RunReference, parse_reference
+    from tandem.jobs.runs import MODEL_KINDS, read_mirror
+
+    if Path(argument).is_file() or Path(argument).suffix == ".jsonl":
+        return None
+    reference = parse_reference(argument)
+    if not isinstance(reference, RunReference) or reference.step is not None:
+        return None
+    record = read_mirror(open_volume().run(reference.run_id))
+    return None if record is None or record.kind in MODEL_KINDS else record
+
+
 def _predictions_files(argument_a: str, argument_b: str) -> tuple[Path, Path] | None:
     """Return the predictions files that both arguments name, None where neither does; one alone is an error."""
     a, b = _predictions_file(argument_a), _predictions_file(argument_b)
@@ -110,27 +141,21 @@ def _predictions_files(argument_a: str, argument_b: str) -> tuple[Path, Path] | 
 
 def _predictions_file(argument: str) -> Path | None:
     """Return the file that `argument` names, by its path or as run:ID of an evaluation; None for other references."""
-    from tandem.checkpoints.references import RunReference, parse_reference
-    from tandem.cli.output import open_volume
     from tandem.comparison.predictions import PREDICTIONS_FILE
-    from tandem.jobs.runs import MODEL_KINDS, read_mirror
 
     if (path := Path(argument)).is_file():
         return path
     if path.suffix == ".jsonl":
         raise InvalidRequest(f"there is no predictions file {printable(path)}")
-    reference = parse_reference(argument)
-    if not isinstance(reference, RunReference) or reference.step is not None:
-        return None
-    run = open_volume().run(reference.run_id)
-    record = read_mirror(run)
-    if record is None or record.kind in MODEL_KINDS:
+    record = _evaluation(argument)
+    if record is None:
         return None
     if record.kind == "evaluate_language_model":
         raise InvalidRequest(f"evaluation {record.run_id} is of a language model; predictions are of classifiers")
-    if not (run / PREDICTIONS_FILE).is_file():
+    predictions = open_volume().run(record.run_id) / PREDICTIONS_FILE
+    if not predictions.is_file():
         raise InvalidRequest(f"evaluation {record.run_id} has no predictions; it is {record.state}")
-    return run / PREDICTIONS_FILE
+    return predictions
 
 
 def _from_files(path_a: Path, path_b: Path, top_k: int) -> "Comparison":
@@ -148,9 +173,10 @@ def _check_usage(images: Sequence[Path], dataset: str | None, has_part: bool, la
         raise click.UsageError("--limit and --split go with --data")
 
 
-def _on_dataset(
+def on_dataset(
     client: "Client", references: tuple[str, str], dataset: str, split: str, top_k: int, limit: int
 ) -> "Comparison":
+    """Compare on a split of a dataset of the server's volume, with a progress bar."""
     from tandem.cli.progress import BarProgress
     from tandem.comparison.results import Comparison
 

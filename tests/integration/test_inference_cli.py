@@ -184,6 +184,22 @@ def test_generate_on_this_machine_writes_what_the_server_writes(tandem: Terminal
     assert local.read_bytes() == served.read_bytes()
 
 
+def test_a_comparison_is_a_page_too(tandem: Terminal, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    found = tandem.json("compare", "a", "b", "--data", "shapes", "--report", page)
+    text = page.read_text()
+    assert found["verdict"] in text.replace("&#39;", "'")
+    assert text.count("data:image/png;base64,") == found["num_disagreements"] > 0
+    assert found["disagreements"][0]["file"] in text
+    assert found["difference"]["interval"][0] <= found["difference"]["value"] <= found["difference"]["interval"][1]
+    assert sum(each["num_images"] for each in found["classes"]) == found["num_images"]
+    printed = tandem("compare", "a", "b", "--data", "shapes")
+    assert found["verdict"] in printed.replace("\n", " ")
+    assert "there is no folder" in tandem(
+        "compare", "a", "b", "--data", "shapes", "--report", tmp_path / "no" / "x.html", code=1
+    )
+
+
 def test_local_needs_no_server_and_says_what_is_wrong(
     tandem: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -18,7 +18,9 @@ from services.trainer.text_evaluation import evaluate_text
 from tandem.checkpoints.files import MODEL_FILE, VOCABULARY_FILE, WEIGHTS_FILE, read_verified, write_checkpoint
 from tandem.checkpoints.registry import Registry
 from tandem.checkpoints.tensors import from_bytes, load_checkpoint, to_bytes
-from tandem.comparison.token_losses import read_token_losses
+from tandem.comparison.predictions import EVALUATION_FILE
+from tandem.comparison.text_evaluations import compare_text_evaluations, differing_tokens, read_text_evaluation
+from tandem.comparison.token_losses import LOSSES_FILE, read_token_losses, write_token_losses
 from tandem.data.corpus import load_tokens
 from tandem.data.prepare.text import prepare_text
 from tandem.data.vocabulary import Vocabulary
@@ -108,6 +110,39 @@ MODES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("values", "parameters"), MODES)
+def test_two_models_are_compared_token_by_token(volume: Volume, tmp_path: Path) -> None:
+    for name in ("lstm", "transformer"):
+        run_evaluation(volume, tmp_path / name, model=name, mode="plain")
+    a, b = (read_text_evaluation(tmp_path / name) for name in ("lstm", "transformer"))
+    found = compare_text_evaluations(a, b)
+    assert found.perplexity_a == pytest.approx(document(tmp_path / "lstm")["ppl"])
+    assert found.perplexity_b == pytest.approx(document(tmp_path / "transformer")["ppl"])
+    assert found.interval.low <= found.difference <= found.interval.high
+    tokens = load_tokens(volume.dataset("words"), "test")
+    shown = differing_tokens(a, b, volume.dataset("words"), words_of(volume), 5)
+    apart = [abs(each.loss_b - each.loss_a) for each in shown]
+    assert apart == sorted(apart, reverse=True)
+    assert apart[0] == pytest.approx(float(np.abs(b.losses - a.losses).max()))
+    for each in shown:
+        assert each.token == words_of(volume).tokens[int(tokens[each.place])]
+        assert each.before.split()[-1] == words_of(volume).tokens[int(tokens[each.place - 1])]
+    assert differing_tokens(a, b, tmp_path / "gone", words_of(volume), 5) == []
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "no json"])
+def test_an_evaluation_that_is_not_whole_is_refused(volume: Volume, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    run_evaluation(volume, run, mode="plain")
+    if damage == "gone":
+        (run / LOSSES_FILE).unlink()
+    elif damage == "cut":
+        write_token_losses(run / LOSSES_FILE, read_token_losses(run / LOSSES_FILE)[:-1])
+    else:
+        (run / EVALUATION_FILE).write_text("{")
+    with pytest.raises(InvalidRequest, match=r"evaluation run can't be read .*: evaluate again"):
+        read_text_evaluation(run)
+
+
 def test_a_mode_is_labelled_apart_from_the_plain_perplexity(
     volume: Volume, tmp_path: Path, values: dict[str, Any], parameters: dict[str, Any]
 ) -> None:
@@ -258,6 +293,12 @@ def test_evaluate_as_a_person_types_it(bench: Bench, shell: Shell, tmp_path: Pat
     assert (answer["model"], answer["ppl"]) == ("run:run-a/1", pytest.approx(math.exp(answer["loss"])))
     assert len(read_token_losses(Path(answer["token_losses"]))) == 39
     assert "cache_ppl" not in answer
+    same = shell.json("compare", f"run:{run_id}", f"run:{run_id}")
+    assert (same["num_tokens"], same["difference"]) == (found["num_tokens"], {"value": 0.0, "interval": [0.0, 0.0]})
+    assert same["a"] == {"model": "tiny:1", "mode": "cache", "loss": same["b"]["loss"], "ppl": same["b"]["ppl"]}
+    assert same["a"]["ppl"] == pytest.approx(found["cache_ppl"], rel=1e-5)
+    assert same["verdict"].startswith("No difference is shown between tiny:1 and tiny:1")
+    assert "other splits" in shell.error("compare", f"run:{run_id}", f"run:{answer['run_id']}")
 
 
 def test_what_the_volume_tells_is_said_before_anything_is_queued(bench: Bench, shell: Shell) -> None:

@@ -60,8 +60,10 @@ class EagerLanguageModel(NetworkSteps):
 
     def find_blocks(self) -> None:
         """Find how texts can be stepped together without their answers depending on it."""
-        multiples = _CPU_MULTIPLES if self._device.type == "cpu" else (_GPU_ROWS,)
-        tried = [Blocks(each, MAX_TEXTS if self._device.type == "cpu" else each) for each in multiples]
+        if self._device.type == "cpu":
+            tried = [Blocks(each, MAX_TEXTS, turned) for turned in (True, False) for each in _CPU_MULTIPLES]
+        else:
+            tried = [Blocks(_GPU_ROWS, _GPU_ROWS)]
         self._blocks = next((blocks for blocks in tried if self._is_independent(blocks)), ALONE)
         if self._blocks == ALONE:
             log.info("texts of this model are stepped one by one: in company its answers differ in the last bits")

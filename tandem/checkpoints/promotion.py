@@ -1,0 +1,108 @@
+"""The gate in front of an alias: a version takes it only where a comparison with the one that has it shows that it may.
+
+The decision, its evidence and who asked for it are lines of the model's history, which is only ever added to.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tandem.checkpoints.registry import Registry
+from tandem.comparison.evidence import ALPHA
+from tandem.comparison.results import ComparisonSummary
+from tandem.errors import Conflict, InvalidRequest, ModelNotFound
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a candidate must show: a gain of accuracy@1 of at least `min_gain` (a share, -1 to 1) that McNemar's mid-p
+    calls no chance at the level `alpha`."""
+
+    min_gain: float = 0.0
+    alpha: float = ALPHA
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.min_gain <= 1:
+            raise InvalidRequest(
+                f"the least gain is {self.min_gain}; it is a share, between -1 and 1", field="min_gain"
+            )
+        if not 0 < self.alpha < 1:
+            raise InvalidRequest(f"alpha is {self.alpha}; it must be between 0 and 1", field="alpha")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the candidate passes the gate, and why in a sentence; what it rests on."""
+
+    passes: bool
+    reason: str
+    evidence: dict[str, Any]
+
+
+def decide(summary: ComparisonSummary, gate: Gate, data: str) -> Decision:
+    """Decide on model b of a comparison, with a as the one to beat, on `data` (dataset/split).
+
+    Raises Conflict without labelled images, from which nothing follows.
+    """
+    table = summary.labelled
+    if table is None or summary.evidence is None or summary.evidence.labelled is None:
+        raise Conflict(f"{data} has no labelled image that both models answered: nothing shows which is better")
+    found = summary.evidence.labelled
+    evidence = {
+        "candidate": summary.b.label,
+        "against": summary.a.label,
+        "on": data,
+        **asdict(gate),
+        "num_images": table.num_examples,
+        "accuracy": table.accuracy_b,
+        "accuracy_before": table.accuracy_a,
+        "difference": found.difference,
+        "interval": [*found.interval],
+        "only_candidate_right": table.only_b_right,
+        "only_before_right": table.only_a_right,
+        "mid_p": table.mid_p,
+    }
+    figures = (
+        f"{100 * found.difference:+.2f} points on {table.num_examples:,} images of {data}, mid-p {table.mid_p:.2g}"
+    )
+    if found.difference <= 0:
+        return Decision(False, f"{summary.b.label} is no better than {summary.a.label}: {figures}", evidence)
+    if table.mid_p > gate.alpha:
+        return Decision(False, f"that is no evidence at alpha {gate.alpha:g}: {figures}", evidence)
+    if found.difference < gate.min_gain:
+        return Decision(False, f"the gain is below {100 * gate.min_gain:g} points: {figures}", evidence)
+    return Decision(True, f"{summary.b.label} is better than {summary.a.label}: {figures}", evidence)
+
+
+def carry_out(
+    registry: Registry, name: str, alias: str, version: int, expected: int, decision: Decision, by: str
+) -> None:
+    """Move the alias, or note that it stays; raise Conflict where it is no longer at `expected`."""
+    evidence = {**decision.evidence, "reason": decision.reason}
+    if decision.passes:
+        registry.set_alias(name, alias, version, by, expected, {"evidence": evidence})
+    else:
+        registry.note(name, {"alias": alias, "kept": expected, "refused": version, "by": by, "evidence": evidence})
+
+
+def roll_back(registry: Registry, name: str, alias: str, by: str) -> tuple[int, int]:
+    """Point the alias where it was before its last move; return (from, to).
+
+    A second time it goes back once more, not forth. Raises ModelNotFound where there is no alias or no move before.
+    """
+    now = registry.aliases(name).get(alias)
+    if now is None:
+        registry.versions(name)
+        raise ModelNotFound(f"model {name!r} has no alias {alias!r}")
+    trail: list[int] = []
+    for entry in registry.history(name):
+        if entry.get("alias") != alias or not isinstance(entry.get("to"), int):
+            continue
+        if entry.get("rollback"):
+            # It took the last step back.
+            trail = trail[:-1]
+        else:
+            trail.append(entry["to"])
+    if len(trail) < 2:
+        raise ModelNotFound(f"{name}@{alias} has been nowhere before {name}:{now}: there is nothing to go back to")
+    registry.set_alias(name, alias, trail[-2], by, now, {"rollback": True})
+    return now, trail[-2]

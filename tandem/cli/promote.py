@@ -1,0 +1,126 @@
+"""`tandem models promote` and `rollback`: an alias moves only where a comparison shows that it may."""
+
+import getpass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tandem.cli.output import json_option, open_volume, print_json
+from tandem.errors import Conflict, InvalidRequest
+
+if TYPE_CHECKING:
+    from tandem.checkpoints.registry import Registry, Version
+    from tandem.comparison.results import ComparisonSummary
+
+
+@click.command()
+@click.argument("reference", metavar="NAME:VERSION")
+@click.option("--to", "alias", required=True, metavar="ALIAS", help="The alias to move, such as production.")
+@click.option("--if-better-than", "against", metavar="NAME@ALIAS", help="What it must beat.  [default: who has ALIAS]")
+@click.option("--on", "dataset", metavar="D", help="The dataset of the server's volume to compare on.")
+@click.option("--split", default="val", show_default=True, help="The split of --on.")
+@click.option("--metric", type=click.Choice(["acc1"]), default="acc1", show_default=True, help="What must be better.")
+@click.option("--min-gain", type=float, default=0.0, show_default=True, help="The least gain of the share, 0 to 1.")
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="The level of the paired test.")
+@json_option
+def promote(
+    reference: str,
+    alias: str,
+    against: str | None,
+    dataset: str | None,
+    split: str,
+    metric: str,
+    min_gain: float,
+    alpha: float,
+    as_json: bool,
+) -> None:
+    """Point ALIAS at the version of a classifier, if it is better than what it is to beat.
+
+    Both are compared by the server on a labelled split, and McNemar's mid-p decides. The decision, its evidence and who
+    asked for it are added to the model's history, also where the alias stays; then the exit code is 1. An alias that
+    nobody has goes to the version at once. --json prints {name, alias, version, previous_version, promoted, reason,
+    evidence}.
+    """
+    from tandem.checkpoints.promotion import Gate, carry_out, decide
+    from tandem.checkpoints.registry import Registry, check_alias
+
+    del metric
+    gate = Gate(min_gain, alpha)
+    check_alias(alias)
+    registry = Registry(open_volume())
+    candidate = _version(registry, reference)
+    before = registry.aliases(candidate.name).get(alias)
+    if before is None and against is None:
+        registry.set_alias(candidate.name, alias, candidate.version, _who(), None)
+        _say(candidate, alias, None, True, "nothing had the alias", None, as_json)
+        return
+    beaten = _version(registry, against or f"{candidate.name}:{before}")
+    if beaten == candidate:
+        raise Conflict(f"{candidate.name}:{candidate.version} is what it is to beat")
+    if not dataset:
+        raise click.UsageError("give --on, the dataset to compare on")
+    summary = _compare(beaten, candidate, dataset, split)
+    decision = decide(summary, gate, f"{dataset}/{split}")
+    carry_out(registry, candidate.name, alias, candidate.version, before, decision, _who())
+    _say(candidate, alias, before, decision.passes, decision.reason, decision.evidence, as_json)
+    if not decision.passes:
+        raise Conflict(f"{candidate.name}@{alias} stays where it is: {decision.reason}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--of", "alias", default="production", show_default=True, help="The alias to move back.")
+@json_option
+def rollback(name: str, alias: str, as_json: bool) -> None:
+    """Point an alias of model NAME where it was before its last move. --json prints {name, alias, version,
+    previous_version}."""
+    from tandem.checkpoints.promotion import roll_back
+    from tandem.checkpoints.registry import Registry
+
+    previous, version = roll_back(Registry(open_volume()), name, alias, _who())
+    if as_json:
+        print_json({"name": name, "alias": alias, "version": version, "previous_version": previous})
+    else:
+        click.echo(f"{name}@{alias} is {name}:{version} again, after {name}:{previous}")
+
+
+def _version(registry: "Registry", reference: str) -> "Version":
+    """Return the version that a reference names now; raise InvalidRequest for a checkpoint that is none."""
+    located = registry.resolve(reference)
+    if located.version is None:
+        raise InvalidRequest(f"{reference} is a checkpoint of a run; an alias leads to a version, as NAME:VERSION")
+    return located.version
+
+
+def _compare(beaten: "Version", candidate: "Version", dataset: str, split: str) -> "ComparisonSummary":
+    from tandem.cli.calls import open_client
+    from tandem.cli.compare import on_dataset
+
+    # By their numbers: an alias might move meanwhile.
+    references = tuple(f"{each.name}:{each.version}" for each in (beaten, candidate))
+    with open_client() as client:
+        return on_dataset(client, (references[0], references[1]), dataset, split, 5, 0).summary
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def _say(
+    candidate: "Version",
+    alias: str,
+    before: int | None,
+    promoted: bool,
+    reason: str,
+    evidence: dict[str, Any] | None,
+    as_json: bool,
+) -> None:
+    if as_json:
+        facts = {"name": candidate.name, "alias": alias, "version": candidate.version, "previous_version": before}
+        print_json({**facts, "promoted": promoted, "reason": reason, "evidence": evidence})
+    elif promoted:
+        was = f", before {candidate.name}:{before}" if before else ""
+        click.echo(f"{candidate.name}@{alias} is {candidate.name}:{candidate.version}{was}: {reason}")
