@@ -1,4 +1,4 @@
-"""Texts of 200 words by LSTM and Transformer: the server beside what one process writes without a server.
+"""Texts of 100 to 300 words by LSTM and Transformer: the server beside what one process writes without a server.
 
 Both step texts together by the same code and take turns; ratios are taken turn by turn. They have the same cores, which
 the client shares with the server.

@@ -77,7 +77,9 @@ async def run(load: TextLoad) -> Written:
 
         async def reader(seed: int) -> None:
             while (asked := time.monotonic()) < ends:
-                sampling = pb.SamplingParameters(max_words=TEXT_WORDS, seed=seed)
+                # Of many lengths, the mean TEXT_WORDS: of one, all that begin together would end together.
+                max_words = TEXT_WORDS // 2 + seed * 37 % (TEXT_WORDS + 1)
+                sampling = pb.SamplingParameters(max_words=max_words, seed=seed)
                 request = pb.GenerateRequest(model=load.model, prompt=prompt, sampling=sampling)
                 first = True
                 async for message in call(request.SerializeToString()):

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 from services.inference.engine import Engine
 from services.inference.loading import as_language_model, version_of
@@ -17,6 +18,9 @@ from tandem.generation.prompts import Prompt, check_max_words, check_num_texts, 
 from tandem.models.decoding import Text
 from tandem.models.sampling import Sampling
 from tandem.wire.results import GenerationSummary, TextPiece
+
+# Characters, times texts: some 50 µs.
+_SHORT_PROMPT = 500
 
 
 async def generate(
@@ -37,8 +41,11 @@ async def generate(
     check_prompt(prompt, sampling.random_start)
     model = as_language_model(await engine.models.get(reference))
     samplings = [replace(sampling, seed=(sampling.seed + index) % 2**64) for index in range(num_texts)]
-    # A prompt of a megabyte takes a tenth of a second: in a thread, or all other calls would wait.
-    read, writers, texts, token_ids = await asyncio.to_thread(_begin, model.vocabulary, prompt, samplings)
+    begin = partial(_begin, model.vocabulary, prompt, samplings)
+    # A prompt of a megabyte takes a tenth of a second: in a thread, or all other calls would wait. A short one takes
+    # less than the way there and back.
+    is_short = len(prompt or "") * num_texts <= _SHORT_PROMPT
+    read, writers, texts, token_ids = begin() if is_short else await asyncio.to_thread(begin)
     scheduler, model = engine.devices.choose(model, priority)
     assert model.texts is not None, "a model is served when it is on its device"
     with scheduler.admit(num_texts, model.runtime, deadline=deadline, priority=priority, stream=True) as place:

@@ -20,7 +20,7 @@ from tandem.errors import TandemError
 from tandem.models.decoding import Drawn, Text
 
 # How long the texts of a model hold the device in one turn.
-TURN_S = 0.05
+TURN_S = 0.1
 
 
 @dataclass(frozen=True)

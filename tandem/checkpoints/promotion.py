@@ -74,7 +74,7 @@ def decide(summary: ComparisonSummary, gate: Gate, data: str) -> Decision:
 
 
 def carry_out(
-    registry: Registry, name: str, alias: str, version: int, expected: int, decision: Decision, by: str
+    registry: Registry, name: str, alias: str, version: int, expected: int | None, decision: Decision, by: str
 ) -> None:
     """Move the alias, or note that it stays; raise Conflict where it is no longer at `expected`."""
     evidence = {**decision.evidence, "reason": decision.reason}

@@ -32,8 +32,8 @@ def comparison(num_images: int = 120, name: str = "val/val_{}.JPEG", labelled: b
     b[np.arange(0, num_images, 2), labels[::2]] = 0.9
     recorder = Recorder(MatchedClasses.of(CLASSES, CLASSES))
     known = labels if labelled else np.full(num_images, -1)
-    predictions = [Predictions(rows, np.argsort(-rows, axis=1, kind="stable")) for rows in (a, b)]
-    apart = recorder.add(*predictions, known).divergence
+    of_a, of_b = (Predictions(rows, np.argsort(-rows, axis=1, kind="stable")) for rows in (a, b))
+    apart = recorder.add(of_a, of_b, known).divergence
     pairs = []
     for place in range(num_images):
         one, other = scored(a[place]), scored(b[place])
