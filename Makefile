@@ -13,8 +13,9 @@ demo: $(READY)  ## Train, serve, classify, compare and generate; IMAGES=folder T
 	@TANDEM_HOME="$(CURDIR)/.demo" $(BIN)/tandem demo \
 		$(if $(IMAGES),--images "$(IMAGES)") $(if $(TEXT),--text "$(TEXT)") $(if $(RETRAIN),--retrain)
 
+# In the order of the folders: by default files with few tests come last, and those are the long ones.
 test: $(READY)  ## Run all tests, as many at once as there are cores.
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-unit: $(READY)  ## Run the tests that need no socket; seconds.
 	$(BIN)/pytest tests/unit

@@ -62,6 +62,11 @@ class Devices:
         """Return the scheduler with the least to do."""
         return self[self.pick([()] * len(self), priority)]
 
+    def num_late(self) -> int:
+        """Return how many calls were refused so far, since they were late when they came or in the queue."""
+        refusals = [scheduler.refusals() for scheduler in self]
+        return sum(each["deadline"] + each["late"] for each in refusals)
+
     def is_busy(self, served: Served) -> bool:
         """Return whether calls hold room for `served` on any of them."""
         numbered = enumerate(self)

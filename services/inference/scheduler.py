@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from services.inference.admission import Limits, Load, Room
-from services.inference.batching import MAX_BATCH, MAX_DELAY_S, Batch, BatchQueue, Job, Lane, Priority, Turn
+from services.inference.batching import MARGIN, MAX_BATCH, MAX_DELAY_S, Batch, BatchQueue, Job, Lane, Priority, Turn
 from services.inference.calls import Call, Done, Order, Ranked, answer, compute, fail
 from services.inference.statistics import ModelStatistics, Passage
 from services.inference.text_statistics import TextPassage
@@ -257,7 +257,7 @@ class DeviceScheduler:
         if deadline is None or load.stream:
             return
         wait_s = max((self._queue.wait_s(lane, load.num_items, priority, now) for lane in load.lanes), default=0.0)
-        if wait_s and now + wait_s > deadline:
+        if wait_s and now + MARGIN * wait_s > deadline:
             self._room.refuse("deadline")
             raise _refused(wait_s, deadline - now)
 

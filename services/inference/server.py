@@ -53,6 +53,7 @@ from services.inference.registry import ServingRegistry, Wiring
 from services.inference.runtimes.selection import RuntimeSelector
 from services.inference.scheduler import DeviceScheduler
 from services.inference.servicers import InferenceServicer, ModelsServicer
+from services.inference.shedding import Shedder
 from services.inference.slow_calls import CallFields
 from services.inference.telemetry import telling
 from services.inference.texts import TextLoop
@@ -103,11 +104,12 @@ async def running_server(settings: Settings, allow_insecure: bool = False) -> As
     quiet_about_callers_who_leave()
     health, observer = HealthBoard(), Observer()
     async with _engine(settings) as engine, telling(settings, engine, observer):
-        server = _build(engine, health, boundary, (observer, *_authorization(access)))
+        shedder = Shedder(engine.devices.num_late)
+        server = _build(engine, health, boundary, (shedder, observer, *_authorization(access)))
         address = bind(server, host, port, certificates)
         await health.starting()
         await server.start()
-        async with _background(engine, settings, health):
+        async with _background(engine, settings, health, shedder):
             try:
                 yield Running(address, engine, asyncio.Event())
             finally:
@@ -201,7 +203,7 @@ def _build(
 
 
 @contextlib.asynccontextmanager
-async def _background(engine: Engine, settings: Settings, health: HealthBoard) -> AsyncIterator[None]:
+async def _background(engine: Engine, settings: Settings, health: HealthBoard, shedder: Shedder) -> AsyncIterator[None]:
     models = engine.models
 
     async def refreshed(serving: Mapping[str, bool]) -> None:
@@ -215,6 +217,7 @@ async def _background(engine: Engine, settings: Settings, health: HealthBoard) -
         asyncio.create_task(keep_running(name, start))
         for name, start in (
             ("the watch of the volume", lambda: watch_volume(models, engine.volume.models, refreshed)),
+            ("the watch of the event loop", shedder.watch),
             ("the watch of the devices", lambda: watch_devices(engine.devices, health.failed)),
             ("the reader of announcements", lambda: listen(lambda: find_system(settings).broker, models.wake)),
         )

@@ -105,7 +105,7 @@ class Slots(ABC):
         head = self._network.head
         if not self._blocks.turned:
             return head(hidden)
-        parts = [torch.mm(weights, hidden.t()).t() for weights in head.weight.split(_HEAD_ROWS)]
+        parts = [torch.mm(weights, hidden.t()).t() for weights in torch.split(head.weight, _HEAD_ROWS)]
         return torch.cat(parts, dim=1).add_(head.bias)
 
     @abstractmethod

@@ -292,7 +292,7 @@ def test_what_would_be_late_is_dropped_when_its_turn_comes_not_computed() -> Non
     learned(device)
     full_s = A_S + B_S * MAX_BATCH
     device.submit(0, MAX_BATCH)
-    kept, dropped = device.submit(0, 8, in_s=2.1 * full_s), device.submit(0, 8, in_s=2.5 * full_s)
+    kept, dropped = device.submit(0, 8, in_s=2.3 * full_s), device.submit(0, 8, in_s=2.5 * full_s)
     begun = len(device.begun)
     device.run_all()
     assert kept in device.answered

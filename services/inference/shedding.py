@@ -1,0 +1,102 @@
+"""Refusing calls as they arrive, when so many come that what is let in is late already.
+
+A device's queue refuses what it can't answer in time, but only once a call was received, parsed and admitted. gRPC
+hands calls to Python one after another; at three times what the machine can do they pile up before it, where nothing is
+known of them, each comes to the queue when its time is nearly over, and hardly one is answered. So it is watched how
+many calls are late when they come, or the event loop itself; while that is many, a share of the calls is refused as
+they arrive, unparsed, so that the others come while they can be answered. The share follows what is seen, as CoDel's
+drops do (Nichols and Jacobson 2012, ACM Queue 10(5)).
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from services.inference.context import Context
+from tandem.errors import QueueFull
+from tandem.wire.limits import PRIORITY_KEY
+from tandem.wire.status import to_status
+
+if TYPE_CHECKING:
+    # Generic for the type checker alone.
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+TICK_S = 0.05
+# A delay of the loop, and a share of calls that are late, that a server has now and then which keeps up.
+MAX_DELAY_S, MAX_LATE = 0.1, 0.05
+# Of few calls a share says nothing.
+_FEW = 5
+_RISE, _FALL, _MOST = 0.08, 0.01, 0.95
+RETRY_AFTER_S = 1.0
+# Calls that bring work; those of operators and probes are always heard.
+_SHED = (
+    "/tandem.v1.Inference/Classify",
+    "/tandem.v1.Inference/Compare",
+    "/tandem.v1.Inference/Complete",
+    "/tandem.v1.Inference/Score",
+    "/inference.GRPCInferenceService/ModelInfer",
+)
+
+
+class Shedder(grpc.aio.ServerInterceptor):
+    """Stands before all other interceptors; `watch` is to run beside the server."""
+
+    def __init__(self, num_late: Callable[[], int]) -> None:
+        """`num_late` returns how many calls were late so far, when they came or in the queue."""
+        # Of the calls that are refused, 0 to 1.
+        self.share = 0.0
+        self.num_refused = 0
+        self._num_late = num_late
+        self._late_before = 0
+        self._num_let_in = 0
+        self._owed = 0.0
+        full = QueueFull(f"the server is overloaded; try again in {RETRY_AFTER_S:g} s", RETRY_AFTER_S)
+        self._status = to_status(full)
+        self._refusing: Any = grpc.unary_unary_rpc_method_handler(self._refuse)
+
+    async def watch(self) -> None:
+        """Follow what happens; runs until cancelled."""
+        while True:
+            due = time.monotonic() + TICK_S
+            await asyncio.sleep(TICK_S)
+            self.note(time.monotonic() - due)
+
+    def note(self, delay_s: float) -> None:
+        """Take a tick into account, at whose end the loop was late by `delay_s`."""
+        num_late, num_let_in = self._num_late(), self._num_let_in
+        late = (num_late - self._late_before) / num_let_in if num_let_in >= _FEW else 0.0
+        self._late_before, self._num_let_in = num_late, 0
+        if late > MAX_LATE or delay_s > MAX_DELAY_S:
+            self.share = min(_MOST, self.share + _RISE)
+        else:
+            self.share = max(0.0, self.share - _FALL)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Return the handler, or one that refuses."""
+        if handler_call_details.method in _SHED:
+            if self._is_shed(handler_call_details):
+                return self._refusing
+            self._num_let_in += 1
+        return await continuation(handler_call_details)
+
+    def _is_shed(self, details: grpc.HandlerCallDetails) -> bool:
+        if not self.share or (PRIORITY_KEY, "high") in (details.invocation_metadata or ()):
+            return False
+        # Evenly, not by chance: what is owed is carried over.
+        self._owed += self.share
+        if self._owed < 1:
+            return False
+        self._owed -= 1
+        return True
+
+    async def _refuse(self, request: bytes, context: Context) -> Any:
+        del request
+        self.num_refused += 1
+        await context.abort(self._status.code, self._status.message, self._status.trailing_metadata)
