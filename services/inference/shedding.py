@@ -3,13 +3,13 @@
 A device's queue refuses what it can't answer in time, but only once a call was received, parsed and admitted. gRPC
 hands calls to Python one after another; at three times what the machine can do they pile up before it, where nothing is
 known of them, each comes to the queue when its time is nearly over, and hardly one is answered. So it is watched how
-many calls are late when they come, or the event loop itself; while that is many, a share of the calls is refused as
-they arrive, unparsed, so that the others come while they can be answered. The share follows what is seen, as CoDel's
-drops do (Nichols and Jacobson 2012, ACM Queue 10(5)).
+many calls are late when they come or in the queue; while that is many, a share of the calls is refused as they arrive,
+unparsed, so that the others come while they can be answered. The share follows what is seen, as CoDel's drops do
+(Nichols and Jacobson 2012, ACM Queue 10(5)). The delay of the event loop is no sign: a model that is loaded holds it
+up, and a swap is to fail no call. Nor is a call late that has no deadline.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 TICK_S = 0.05
-# A delay of the loop, and a share of calls that are late, that a server has now and then which keeps up.
-MAX_DELAY_S, MAX_LATE = 0.1, 0.05
+# Of calls that are late, a share that a server has now and then which keeps up.
+MAX_LATE = 0.05
 # Of few calls a share says nothing.
 _FEW = 5
 _RISE, _FALL, _MOST = 0.08, 0.01, 0.95
@@ -55,21 +55,20 @@ class Shedder(grpc.aio.ServerInterceptor):
         self._owed = 0.0
         full = QueueFull(f"the server is overloaded; try again in {RETRY_AFTER_S:g} s", RETRY_AFTER_S)
         self._status = to_status(full)
-        self._refusing: Any = grpc.unary_unary_rpc_method_handler(self._refuse)
+        self._refusing: Handler = grpc.unary_unary_rpc_method_handler(self._refuse)
 
     async def watch(self) -> None:
         """Follow what happens; runs until cancelled."""
         while True:
-            due = time.monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
-            self.note(time.monotonic() - due)
+            self.note()
 
-    def note(self, delay_s: float) -> None:
-        """Take a tick into account, at whose end the loop was late by `delay_s`."""
+    def note(self) -> None:
+        """Take what happened in a tick into account."""
         num_late, num_let_in = self._num_late(), self._num_let_in
         late = (num_late - self._late_before) / num_let_in if num_let_in >= _FEW else 0.0
         self._late_before, self._num_let_in = num_late, 0
-        if late > MAX_LATE or delay_s > MAX_DELAY_S:
+        if late > MAX_LATE:
             self.share = min(_MOST, self.share + _RISE)
         else:
             self.share = max(0.0, self.share - _FALL)

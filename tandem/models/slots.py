@@ -104,7 +104,7 @@ class Slots(ABC):
         """Return the logits (N, V) of `hidden` (N, H)."""
         head = self._network.head
         if not self._blocks.turned:
-            return head(hidden)
+            return cast(Tensor, head(hidden))
         parts = [torch.mm(weights, hidden.t()).t() for weights in torch.split(head.weight, _HEAD_ROWS)]
         return torch.cat(parts, dim=1).add_(head.bias)
 

@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     directory = tmp_path_factory.mktemp("promotion")
     volume = Volume(directory / "home")
     for version, seed in ((1, 12), (2, 13)):
-        publish_classifier(volume, "racer", f"run-{version}", seed=seed, arch="shufflenet_v2_x0_5")
+        publish_classifier(volume, "racer", f"run-{version}", seed=seed)
     write_image_dataset(volume, "shapes", 70, ())
     server = start_server(directory, volume, TANDEM_ENGINE="eager")
     try:
@@ -107,7 +107,7 @@ def test_the_better_version_is_promoted_and_the_worse_is_not(tandem: Terminal, s
     [
         (["racer:1", "--to", "latest"], "moves by itself"),
         (["racer:9", "--to", "production"], "no version 9"),
-        (["run:run-1", "--to", "production"], "is a checkpoint of a run"),
+        (["run:run-1/1", "--to", "production"], "is a checkpoint of a run"),
         (["racer:1", "--to", "x", "--if-better-than", "racer:1", "--on", "shapes"], "is what it is to beat"),
         (["racer:1", "--to", "x", "--if-better-than", "racer:2", "--on", "nothing"], "no dataset 'nothing'"),
         (["racer:1", "--to", "x", "--on", "shapes", "--alpha", "2"], "alpha is 2.0"),

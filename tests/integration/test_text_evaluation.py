@@ -109,7 +109,6 @@ MODES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("values", "parameters"), MODES)
 def test_two_models_are_compared_token_by_token(volume: Volume, tmp_path: Path) -> None:
     for name in ("lstm", "transformer"):
         run_evaluation(volume, tmp_path / name, model=name, mode="plain")
@@ -143,6 +142,7 @@ def test_an_evaluation_that_is_not_whole_is_refused(volume: Volume, tmp_path: Pa
         read_text_evaluation(run)
 
 
+@pytest.mark.parametrize(("values", "parameters"), MODES)
 def test_a_mode_is_labelled_apart_from_the_plain_perplexity(
     volume: Volume, tmp_path: Path, values: dict[str, Any], parameters: dict[str, Any]
 ) -> None:

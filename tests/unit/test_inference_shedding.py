@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from services.inference.shedding import MAX_DELAY_S, Shedder
+from services.inference.shedding import Shedder
 
 CLASSIFY = "/tandem.v1.Inference/Classify"
 
@@ -22,7 +22,8 @@ async def let_in(_: object) -> str:
 
 
 async def outcomes(shedder: Shedder, count: int, details: Any = None) -> Counter[bool]:
-    found = [await shedder.intercept_service(let_in, details or Details()) for _ in range(count)]  # type: ignore[arg-type]
+    intercept: Any = shedder.intercept_service
+    found = [await intercept(let_in, details or Details()) for _ in range(count)]
     return Counter(handler == "let in" for handler in found)
 
 
@@ -30,7 +31,7 @@ async def test_a_server_that_keeps_up_refuses_nobody() -> None:
     shedder = Shedder(lambda: 0)
     for _ in range(50):
         assert await outcomes(shedder, 20) == {True: 20}
-        shedder.note(0.01)
+        shedder.note()
     assert shedder.share == 0
 
 
@@ -40,26 +41,24 @@ async def test_while_calls_come_late_a_growing_share_is_refused_and_then_a_falli
     shares = []
     for _ in range(8):
         num_late += (await outcomes(shedder, 100))[True]
-        shedder.note(0.0)
+        shedder.note()
         shares.append(shedder.share)
     assert shares == sorted(shares)
     assert shares[-1] > 0.5
     refused = (await outcomes(shedder, 1000))[False]
     assert refused == pytest.approx(1000 * shedder.share, abs=2), "evenly"
     for _ in range(100):
-        shedder.note(0.0)
+        shedder.note()
     assert await outcomes(shedder, 10) == {True: 10}
 
 
-async def test_a_loop_that_is_behind_refuses_too_but_a_few_late_calls_do_not() -> None:
+async def test_a_few_late_calls_say_nothing() -> None:
     num_late = 0
     shedder = Shedder(lambda: num_late)
     await outcomes(shedder, 3)
     num_late = 3
-    shedder.note(0.0)
-    assert shedder.share == 0, "three calls say nothing"
-    shedder.note(2 * MAX_DELAY_S)
-    assert shedder.share > 0
+    shedder.note()
+    assert shedder.share == 0
 
 
 @pytest.mark.parametrize(
@@ -81,10 +80,9 @@ async def test_the_refusal_says_when_to_try_again() -> None:
     shedder = Shedder(lambda: 0)
     shedder.share = 0.95
     server = grpc.aio.server(interceptors=(shedder,))
-    handler = grpc.unary_unary_rpc_method_handler(None)  # type: ignore[arg-type]
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("tandem.v1.Inference", {"Classify": handler}),)
-    )
+    method: Any = grpc.unary_unary_rpc_method_handler(None)  # type: ignore[arg-type]
+    service = grpc.method_handlers_generic_handler("tandem.v1.Inference", {"Classify": method})
+    server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
