@@ -152,7 +152,8 @@ class TextLoop:
                 self._table.add(self._newcomers.popleft())
             news = self._table.step(now)
             began, now = now, time.monotonic()
-            for live in (*self._table.everyone(), *news):
+            # What has begun is news, and there.
+            for live in {*self._table.everyone(), *news}:
                 if live.started_at is not None:
                     live.compute_s += now - began
             going_on = now < ends_at and self._has_work() and not self._scheduler.is_wanted

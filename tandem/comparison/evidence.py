@@ -89,13 +89,13 @@ def verdict(evidence: Evidence, a: str, b: str, alpha: float = ALPHA) -> str:
     if found is None:
         share = evidence.num_disagreements / max(1, evidence.num_images)
         return f"{a} and {b} name different classes for {share:.1%} of {evidence.num_images:,} images without labels."
-    p, (low, high) = found.table.mid_p, found.interval
+    p, points, (low, high) = found.table.mid_p, 100 * found.difference, found.interval
     figures = (
-        f"{found.table.accuracy_b:.2%} against {found.table.accuracy_a:.2%} of {found.table.num_examples:,} images, "
-        f"a difference of {100 * found.difference:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}; "
-        f"McNemar mid-p {p:.2g})"
+        f"{b} is right on {found.table.accuracy_b:.2%} of {found.table.num_examples:,} images, {a} on "
+        f"{found.table.accuracy_a:.2%}, a difference of {points:+.2f} points (95 % interval {100 * low:+.2f} to "
+        f"{100 * high:+.2f}; McNemar mid-p {p:.2g})"
     )
     if p > alpha:
-        return f"No difference is shown between {a} and {b}: {b} names {figures} right."
+        return f"No difference is shown between {a} and {b}: {figures}."
     better, worse = (b, a) if found.difference > 0 else (a, b)
-    return f"{better} is better than {worse}: {b} names {figures} right."
+    return f"{better} is better than {worse}: {figures}."

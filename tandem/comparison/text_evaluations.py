@@ -59,7 +59,7 @@ def read_text_evaluation(run: Path) -> TextEvaluation:
         )
         if len(evaluation.losses) != facts["num_tokens"] or not len(evaluation.losses):
             raise ValueError("its losses are not those of its tokens")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, InvalidRequest) as error:
         raise InvalidRequest(f"evaluation {run.name} can't be read ({error}): evaluate again") from error
     return evaluation
 
