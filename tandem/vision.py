@@ -3,7 +3,7 @@
 Two of torchvision's modules ask the compiler for a function each when they are imported: one that leaves a function out
 of compilation, and one that tells whether kernels can be compiled for a device. Each brings the whole compiler along,
 which is nearly half of what a process needs to start (11.1 s of CPU time against 6.2 for the inference server; torch
-2.14, torchvision 0.29), and which most never use. During their import a stand-in answers; torch.compile imports the
+2.15, torchvision 0.29), and which most never use. During their import a stand-in answers; torch.compile imports the
 compiler itself when it is first called.
 """
 

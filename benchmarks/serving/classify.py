@@ -7,8 +7,8 @@ client took of them is said, and is in none of the figures.
 import statistics
 from pathlib import Path
 
+from benchmarks.serving.asked import Asked
 from benchmarks.serving.client import Load, Seen, drive
-from benchmarks.serving.limit import Limit
 from benchmarks.serving.plant import Server, publish_classifier, serving, volume, write_jpegs
 
 # Of the limit: its best batch is looked for once.
@@ -25,17 +25,18 @@ def main(rounds: int, seconds: float) -> None:
         images = write_jpegs(home.home / "jpegs")
         plain = ("-m", "benchmarks.serving.plain_server")
         with serving(home.home, "resnet") as ours, serving(home.home, command=plain) as theirs:
-            limit = Limit(images)
+            limit = Asked("benchmarks.serving.limit", images)
             try:
                 _measure(limit, ours, theirs, images, rounds, seconds)
             finally:
                 limit.stop()
 
 
-def _measure(limit: Limit, ours: Server, theirs: Server, images: Path, rounds: int, seconds: float) -> None:
+def _measure(limit: Asked, ours: Server, theirs: Server, images: Path, rounds: int, seconds: float) -> None:
+    runtime = limit.line()
     rates = {batch: limit.ask("rate", batch, seconds) for batch in BATCHES}
     best = max(rates, key=lambda batch: rates[batch])
-    print(f"runtime {limit.runtime}; the limit is measured with batches of {best}\n")
+    print(f"runtime {runtime}; the limit is measured with batches of {best}\n")
     turns: list[Turn] = []
     shares: dict[str, list[float]] = {}
 

@@ -7,9 +7,9 @@ the client shares with the server.
 import math
 import statistics
 
+from benchmarks.serving.asked import Asked
 from benchmarks.serving.plant import Server, publish_language_model, serving, volume
 from benchmarks.serving.text_client import TextLoad, Written, drive
-from benchmarks.serving.text_limit import TextLimit
 
 MODELS = ("LSTM", "Transformer")
 STREAMS = (1, 8, 32)
@@ -22,14 +22,14 @@ def main(rounds: int, seconds: float) -> None:
             publish_language_model(home, model)
         with serving(home.home, *(model.lower() for model in MODELS)) as server:
             for model in MODELS:
-                limit = TextLimit(home.home, model.lower())
+                limit = Asked("benchmarks.serving.text_limit", home.home, model.lower())
                 try:
                     _measure(model, limit, server, rounds, seconds)
                 finally:
                     limit.stop()
 
 
-def _measure(model: str, limit: TextLimit, server: Server, rounds: int, seconds: float) -> None:
+def _measure(model: str, limit: Asked, server: Server, rounds: int, seconds: float) -> None:
     print(f"{model}, n = {rounds} rounds of {seconds:g} s\n")
     print(
         "| streams | in process, words/s | server, words/s | of it (target 0.85) | words a message "

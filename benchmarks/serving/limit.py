@@ -7,7 +7,6 @@ nothing of them idle but for the changes; `latency S` with the median millisecon
 
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,32 +16,6 @@ from pathlib import Path
 from tandem.openmp import limit_spinning
 
 limit_spinning(os.environ)
-
-
-class Limit:
-    """The process, asked for a figure at a time; it idles between."""
-
-    def __init__(self, images: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.serving.limit", str(images)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.runtime = self._line()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def ask(self, *command: object) -> float:
-        """Return the answer to a command."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(" ".join(map(str, command)) + "\n")
-        self._process.stdin.flush()
-        return float(self._line())
-
-    def stop(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(20)
 
 
 def main() -> None:

@@ -6,35 +6,12 @@
 
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 from tandem.openmp import limit_spinning
 
 limit_spinning(os.environ)
-
-
-class TextLimit:
-    """The process, asked for a figure at a time; it idles between."""
-
-    def __init__(self, home: Path, model: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.serving.text_limit", str(home), model]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, *command: object) -> float:
-        """Return the answer to a command."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(" ".join(map(str, command)) + "\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-    def stop(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(20)
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ RETRY_AFTER_S = 1.0
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 30.0
 
 
-# Why a call is refused: the four bounds; it would be late, as far as can be told; it was late in the queue.
-REASONS = ("items", "bytes", "model_items", "streams", "deadline", "late")
+# Why a call is refused: the four bounds; it would be late, as far as can be told; it was late in the queue; it came
+# when too many came late (`shedding`).
+REASONS = ("items", "bytes", "model_items", "streams", "deadline", "late", "overload")
 
 
 @dataclass(frozen=True)

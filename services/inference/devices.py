@@ -64,8 +64,12 @@ class Devices:
 
     def num_late(self) -> int:
         """Return how many calls were refused so far, since they were late when they came or in the queue."""
-        refusals = [scheduler.refusals() for scheduler in self]
-        return sum(each["deadline"] + each["late"] for each in refusals)
+        refusals = self.refusals()
+        return refusals["deadline"] + refusals["late"]
+
+    def note_shed(self) -> None:
+        """Count a call that was refused as it arrived; no device was chosen for it, so the first one counts it."""
+        self[0].refuse("overload")
 
     def is_busy(self, served: Served) -> bool:
         """Return whether calls hold room for `served` on any of them."""

@@ -175,6 +175,11 @@ class DeviceScheduler:
         with self._changed:
             return dict(self._room.refusals)
 
+    def refuse(self, reason: str) -> None:
+        """Count a call that was refused before it came here, for one of `admission.REASONS`."""
+        with self._changed:
+            self._room.refuse(reason)
+
     def begin_statistics(self, *runtimes: object, label: str = "") -> None:
         """Count anew, and together, what is done with `runtimes`, which are those of one model, known as `label`."""
         statistics = ModelStatistics(label=label)

@@ -44,11 +44,12 @@ _SHED = (
 class Shedder(grpc.aio.ServerInterceptor):
     """Stands before all other interceptors; `watch` is to run beside the server."""
 
-    def __init__(self, num_late: Callable[[], int]) -> None:
-        """`num_late` returns how many calls were late so far, when they came or in the queue."""
+    def __init__(self, num_late: Callable[[], int], note_shed: Callable[[], None] = lambda: None) -> None:
+        """`num_late` returns how many calls were late so far, when they came or in the queue; `note_shed` is told of
+        each call that is refused here."""
         # Of the calls that are refused, 0 to 1.
         self.share = 0.0
-        self.num_refused = 0
+        self._note_shed = note_shed
         self._num_late = num_late
         self._late_before = 0
         self._num_let_in = 0
@@ -97,5 +98,5 @@ class Shedder(grpc.aio.ServerInterceptor):
 
     async def _refuse(self, request: bytes, context: Context) -> Any:
         del request
-        self.num_refused += 1
+        self._note_shed()
         await context.abort(self._status.code, self._status.message, self._status.trailing_metadata)

@@ -102,6 +102,9 @@ def roll_back(registry: Registry, name: str, alias: str, by: str) -> tuple[int, 
             trail = trail[:-1]
         else:
             trail.append(entry["to"])
+    if trail[-1:] != [now]:
+        # A crash has cut the line of its last move short.
+        trail.append(now)
     if len(trail) < 2:
         raise ModelNotFound(f"{name}@{alias} has been nowhere before {name}:{now}: there is nothing to go back to")
     registry.set_alias(name, alias, trail[-2], by, now, {"rollback": True})

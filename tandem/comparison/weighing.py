@@ -54,7 +54,7 @@ class Columns:
 
 
 class Recorder:
-    """Takes what both models say, batch by batch, and keeps some 50 bytes an image."""
+    """Takes what both models say, batch by batch, and keeps 38 bytes an image."""
 
     def __init__(self, classes: MatchedClasses) -> None:
         self.classes = classes

@@ -1,18 +1,15 @@
 """Promotion as a person types it: an alias moves where the comparison says so, and the server follows it."""
 
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from factories import png, publish_classifier, write_image_dataset
 from inference_server import ServerProcess, start_server
+from terminal import Terminal
 from waiting import PATIENCE_S, wait_for
 
 from tandem.checkpoints.registry import Registry
-from tandem.cli.main import main
 from tandem.client import Client
 from tandem.volume import Volume
 
@@ -34,20 +31,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         server.kill()
 
 
-class Terminal:
-    """Runs the command in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["tandem", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = self._capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
-
 @pytest.fixture
 def tandem(
     server: ServerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -57,19 +40,11 @@ def tandem(
     return Terminal(monkeypatch, capsys)
 
 
-def documents(out: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found
-
-
 def test_the_better_version_is_promoted_and_the_worse_is_not(tandem: Terminal, server: ServerProcess) -> None:
-    _, out, _ = tandem("compare", "racer:1", "racer:2", "--data", "shapes", "--json")
-    found = documents(out)
+    found = tandem.json("compare", "racer:1", "racer:2", "--data", "shapes")
     assert found["difference"]["value"] != 0, "one of them is better on these images"
     worse, better = (1, 2) if found["difference"]["value"] > 0 else (2, 1)
-    code, out, _ = tandem("models", "promote", f"racer:{worse}", "--to", "production", "--json")
-    assert code == 0
-    assert documents(out) == {
+    assert tandem.json("models", "promote", f"racer:{worse}", "--to", "production") == {
         "name": "racer",
         "alias": "production",
         "version": worse,
@@ -78,18 +53,13 @@ def test_the_better_version_is_promoted_and_the_worse_is_not(tandem: Terminal, s
         "reason": "nothing had the alias",
         "evidence": None,
     }
-    gate = ["--to", "production", "--if-better-than", "racer@production", "--on", "shapes"]
-    code, out, err = tandem(
-        "models", "promote", f"racer:{better}", *gate, "--min-gain", "0.9", "--alpha", "0.999", "--json"
-    )
-    assert (code, documents(out)["promoted"]) == (1, False)
-    assert "racer@production stays where it is: the gain is below 90 points" in err
-    code, out, _ = tandem("models", "promote", f"racer:{better}", *gate, "--alpha", "0.999")
-    assert code == 0
-    assert f"racer@production is racer:{better}, before racer:{worse}: " in out
-    code, _, err = tandem("models", "promote", f"racer:{worse}", *gate, "--alpha", "0.999")
-    assert code == 1
-    assert f"racer:{worse} is no better than racer:{better}" in err
+    gate = ["--to", "production", "--if-better-than", "racer@production", "--on", "shapes", "--alpha", "0.999"]
+    said = tandem("models", "promote", f"racer:{better}", *gate, "--min-gain", "0.9", code=1)
+    assert "racer@production stays where it is: the gain is below 90 points" in said
+    printed = tandem("models", "promote", f"racer:{better}", *gate)
+    assert f"racer@production is racer:{better}, before racer:{worse}: " in printed
+    said = tandem("models", "promote", f"racer:{worse}", *gate, code=1)
+    assert f"racer:{worse} is no better than racer:{better}" in said
     registry = Registry(server.volume)
     assert registry.aliases("racer")["production"] == better
     refused, moved, kept = registry.history("racer")[-3:]
@@ -97,8 +67,7 @@ def test_the_better_version_is_promoted_and_the_worse_is_not(tandem: Terminal, s
     assert moved["evidence"]["against"] == f"racer:{worse}"
     with Client(server.address) as client:
         wait_for(lambda: client.classify("racer@production", [png(0)]).model.version == better)
-        code, out, _ = tandem("models", "rollback", "racer", "--json")
-        assert (code, documents(out)["version"]) == (0, worse)
+        assert tandem.json("models", "rollback", "racer")["version"] == worse
         wait_for(lambda: client.classify("racer@production", [png(0)]).model.version == worse)
 
 
@@ -114,7 +83,4 @@ def test_the_better_version_is_promoted_and_the_worse_is_not(tandem: Terminal, s
     ],
 )
 def test_what_makes_no_sense_is_one_line(tandem: Terminal, arguments: list[str], said: str) -> None:
-    code, _, err = tandem("models", "promote", *arguments)
-    assert code == 1
-    assert said in err
-    assert len(err.splitlines()) == 1
+    assert said in tandem("models", "promote", *arguments, code=1)

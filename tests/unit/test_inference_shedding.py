@@ -77,7 +77,8 @@ async def test_operators_probes_streams_and_the_urgent_are_always_heard(details:
 
 
 async def test_the_refusal_says_when_to_try_again() -> None:
-    shedder = Shedder(lambda: 0)
+    told: list[str] = []
+    shedder = Shedder(lambda: 0, lambda: told.append("shed"))
     shedder.share = 0.95
     server = grpc.aio.server(interceptors=(shedder,))
     method: Any = grpc.unary_unary_rpc_method_handler(None)  # type: ignore[arg-type]
@@ -95,4 +96,4 @@ async def test_the_refusal_says_when_to_try_again() -> None:
         await server.stop(0)
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert dict(caught.value.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "1000"
-    assert shedder.num_refused == 1
+    assert told == ["shed"]

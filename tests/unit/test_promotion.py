@@ -1,5 +1,6 @@
 """The gate in front of an alias, what the history says of it, and the way back."""
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -141,4 +142,9 @@ def test_a_line_of_the_history_that_was_cut_short_is_passed_over(registry: Regis
     path = registry.volume.model("m") / "history.jsonl"
     path.write_text(path.read_text() + '{"alias": "prod')
     assert registry.history("m")[-1]["alias"] == "production"
+    # The alias moved, and its line was lost with the machine.
+    aliases = registry.volume.model("m") / "aliases.json"
+    aliases.write_text(json.dumps({**registry.aliases("m"), "production": 3}))
+    assert registry.aliases("m")["production"] == 3
+    assert roll_back(registry, "m", "production", "me") == (3, 1)
     assert registry.history("nobody") == []

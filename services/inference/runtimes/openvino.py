@@ -34,8 +34,8 @@ SIZES = (*range(1, 9), *range(12, 33, 4))
 
 # From so many images on a batch is cut, and each stream computes a part by itself: for fewer, all threads share each
 # layer, which is quicker alone (ResNet-18, 2 cores: one image 3.0 ms against 5.8), but has them wait for one another at
-# each. On cores that others use too, by 0.4 of one, cut batches of 8 to 32 are 1.2 to 1.4 times as fast; on idle ones
-# as fast.
+# each. On cores that others use too, by 0.4 of one, cut batches of 8 to 32 are 1.1 to 1.4 times as fast, and on idle
+# ones 1.03 to 1.25 times (n = 2).
 _CUT_FROM = 4
 _MAX_STREAMS = 4
 

@@ -1,7 +1,7 @@
 """Optimizers that don't bring torch's compiler along.
 
 torch tells its compiler to leave an optimizer's methods alone, and imports all of it to do so when the first of them is
-called: 3.6 of the 8.3 s of CPU time that a training process needed before its first step (torch 2.14). What is compiled
+called: 3.6 of the 8.3 s of CPU time that a training process needed before its first step (torch 2.15). What is compiled
 here is the network with its loss; no optimizer is ever called from within it, so that nothing need be told.
 """
 
