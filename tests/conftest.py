@@ -1,6 +1,10 @@
 """Lies here so that pytest puts this directory on the path: tests import `factories` by its name."""
 
+import logging
 import os
+from collections.abc import Iterator
+
+import pytest
 
 pytest_plugins = ["faults_tried"]
 
@@ -15,3 +19,13 @@ def pytest_xdist_auto_num_workers() -> int:
     With two more, on two cores, servers took longer to start than their callers waited.
     """
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Put the root logger's level and handlers back: services that run within a test set their own."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers

@@ -131,7 +131,7 @@ async def test_nothing_slow_runs_on_the_event_loop(running: Running, monkeypatch
 
     monkeypatch.setattr(comparing, "read_index", read)
     async with AsyncClient(running.address) as client:
-        assert [piece async for piece in client.generate("words", "the cat", 1)]
+        assert [piece async for piece in client.generate("words", "the cat " * 100, 1)]
         assert [step async for step in client.compare_dataset("pictures", "pictures", "shapes", limit=2)]
     threads += watched.threads
     threads.append(await off_the_loop(100_000, threading.current_thread))

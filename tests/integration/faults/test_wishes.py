@@ -11,6 +11,7 @@ from rig import LEASE_S, Bench
 from waiting import wait_for
 
 from tandem.checkpoints.files import list_checkpoints
+from tandem.jobs.fence import Fence
 from tandem.jobs.runs import cancel, pause
 
 # Long enough that nobody waits for its end.
@@ -68,7 +69,9 @@ def test_after_its_end_a_frozen_attempt_writes_nothing(
     run_id = bench.language_model(**ENDLESS)
     bench.wait_for_step(run_id, 10)
     supervisor = int((bench.store.lease(run_id) or "").split("/")[1])
-    os.kill(supervisor, signal.SIGSTOP)
+    # Not while it holds the lock, where nobody could go on.
+    with Fence(bench.volume.run(run_id)).locked():
+        os.kill(supervisor, signal.SIGSTOP)
     ask(run_id, bench.volume, bench.store)  # type: ignore[operator]
     tried[f"supervisor frozen, then {state}"] += 1
     try:
