@@ -176,7 +176,7 @@ class Attempt:
         outcome, message = status["outcome"], str(status.get("message", ""))
         self._log.info("run %s: attempt %d: %s %s", self._record.run_id, self._record.attempt, outcome, message)
         if outcome == "succeeded":
-            return self._publish(status) if self._record.kind in MODEL_KINDS else self._succeed(status, None)
+            return self._publish(status) if self._record.kind in MODEL_KINDS else self._succeed(status, None, message)
         if outcome == "failed":
             return self._failed(message, failure_of(str(status.get("error", ""))))
         if outcome == "stopped":
@@ -241,10 +241,10 @@ class Attempt:
         self._s.patiently(lambda: self._store.announce_model(name, version.version))
         return self._succeed(status, version.version)
 
-    def _succeed(self, status: dict[str, Any], model_version: int | None) -> JobRecord:
+    def _succeed(self, status: dict[str, Any], model_version: int | None, message: str = "") -> JobRecord:
         progress = self._last_progress(status)
         return self._settle(
-            lambda record: machine.finish(machine.report(record, progress, self._spent_s()), model_version)
+            lambda record: machine.finish(machine.report(record, progress, self._spent_s()), model_version, message)
         )
 
     def _last_progress(self, status: dict[str, Any]) -> Progress:

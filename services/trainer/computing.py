@@ -16,13 +16,14 @@ from services.trainer.engine.memory import is_out_of_memory
 from services.trainer.engine.ranks import ALONE, Ranks
 from services.trainer.engine.uncompiled import leave_compiler_out
 from services.trainer.evaluation import evaluate
+from services.trainer.promotion import Promoter
 from services.trainer.reporter import Events, write_status
 from services.trainer.reporter_files import STATUS_FILE
 from services.trainer.text_evaluation import evaluate_text
 from tandem.errors import Superseded, TandemError, VolumeUnavailable
 from tandem.jobs.fence import Fence
 from tandem.jobs.runs import SPEC_FILE
-from tandem.jobs.spec import EvaluationJob, TextEvaluationJob, parse_spec
+from tandem.jobs.spec import EvaluationJob, PromotionJob, TextEvaluationJob, parse_spec
 from tandem.volume import Volume, volume_errors
 
 log = logging.getLogger("tandem.run")
@@ -58,7 +59,7 @@ def run_attempt(run: Path, attempt: int, events: IO[str], stop: Stop) -> dict[st
         with volume_errors(run):
             spec = parse_spec((run / SPEC_FILE).read_bytes())
             volume = Volume(run.parent.parent)
-            if isinstance(spec, EvaluationJob | TextEvaluationJob):
+            if isinstance(spec, EvaluationJob | TextEvaluationJob | PromotionJob):
                 return _evaluate(spec, run, attempt, volume, events, lambda: stop.is_set)
             ranks = join_ranks(wants_gpu=spec.device != "cpu")
             status = drive(assemble(spec, volume, run.name, ranks), spec, run, attempt, Events(events), stop)
@@ -82,7 +83,7 @@ def run_attempt(run: Path, attempt: int, events: IO[str], stop: Stop) -> dict[st
 
 
 def _evaluate(
-    spec: EvaluationJob | TextEvaluationJob,
+    spec: EvaluationJob | TextEvaluationJob | PromotionJob,
     run: Path,
     attempt: int,
     volume: Volume,
@@ -97,13 +98,17 @@ def _evaluate(
         told.emit(kind, **facts)
 
     told.emit("started", attempt=attempt)
-    if isinstance(spec, TextEvaluationJob):
+    message = ""
+    if isinstance(spec, PromotionJob):
+        found = Promoter(spec, run, volume, report, stop, lambda: fence.held(attempt)).promote()
+        metrics, message = (found.metrics, found.sentence) if found is not None else (None, "")
+    elif isinstance(spec, TextEvaluationJob):
         metrics = evaluate_text(spec, run, volume, report, stop, lambda: fence.held(attempt))
     else:
         metrics = evaluate(spec, run, volume, report, stop, lambda: fence.held(attempt))
     if metrics is None:
         return write_status(run, attempt, "stopped", message="stopped before its end")
-    return write_status(run, attempt, "succeeded", metrics=metrics)
+    return write_status(run, attempt, "succeeded", metrics=metrics, message=message)
 
 
 def _failed(run: Path, attempt: int, message: str, error: str, ranks: Ranks) -> dict[str, object]:

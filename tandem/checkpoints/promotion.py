@@ -4,18 +4,25 @@ The decision, its evidence and who asked for it are lines of the model's history
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tandem.checkpoints.registry import Registry
 from tandem.comparison.evidence import ALPHA
 from tandem.comparison.results import ComparisonSummary
 from tandem.errors import Conflict, InvalidRequest, ModelNotFound
 
+if TYPE_CHECKING:
+    # It takes SciPy's bootstrap along, which takes a second to import.
+    from tandem.comparison.token_differences import TokenComparison
+
 
 @dataclass(frozen=True)
 class Gate:
-    """What a candidate must show: a gain of accuracy@1 of at least `min_gain` (a share, -1 to 1) that McNemar's mid-p
-    calls no chance at the level `alpha`."""
+    """What a candidate must show: a gain of at least `min_gain` (a share, -1 to 1), no chance at the level `alpha`.
+
+    Of a classifier the gain is one of accuracy@1, and McNemar's mid-p tests it. Of a language model it is the share by
+    which the perplexity falls, and the interval of the difference of the losses must not hold 0.
+    """
 
     min_gain: float = 0.0
     alpha: float = ALPHA
@@ -55,7 +62,7 @@ def decide(summary: ComparisonSummary, gate: Gate, data: str) -> Decision:
         "num_images": table.num_examples,
         "accuracy": table.accuracy_b,
         "accuracy_before": table.accuracy_a,
-        "difference": found.difference,
+        "gain": found.difference,
         "interval": [*found.interval],
         "only_candidate_right": table.only_b_right,
         "only_before_right": table.only_a_right,
@@ -71,6 +78,35 @@ def decide(summary: ComparisonSummary, gate: Gate, data: str) -> Decision:
     if found.difference < gate.min_gain:
         return Decision(False, f"the gain is below {100 * gate.min_gain:g} points: {figures}", evidence)
     return Decision(True, f"{summary.b.label} is better than {summary.a.label}: {figures}", evidence)
+
+
+def decide_on_texts(found: "TokenComparison", candidate: str, against: str, gate: Gate, data: str) -> Decision:
+    """Decide on the language model `candidate`, b of `found`, whose interval is at the level of `gate`."""
+    share = found.perplexity_b / found.perplexity_a
+    evidence = {
+        "candidate": candidate,
+        "against": against,
+        "on": data,
+        **asdict(gate),
+        "num_tokens": found.num_tokens,
+        "perplexity": found.perplexity_b,
+        "perplexity_before": found.perplexity_a,
+        "gain": 1 - share,
+        # Of the perplexity, as the gain is: what the losses say, best first.
+        "interval": [1 - found.ratio.high, 1 - found.ratio.low],
+    }
+    low, high = (100 * each for each in evidence["interval"])
+    figures = (
+        f"perplexity {found.perplexity_b:.2f} against {found.perplexity_a:.2f} on {found.num_tokens:,} tokens of "
+        f"{data}, {100 * (1 - share):.2f} % less ({100 * (1 - gate.alpha):g} % interval {low:.2f} to {high:.2f})"
+    )
+    if share >= 1:
+        return Decision(False, f"{candidate} is no better than {against}: {figures}", evidence)
+    if found.interval.high >= 0:
+        return Decision(False, f"that is no evidence at alpha {gate.alpha:g}: {figures}", evidence)
+    if 1 - share < gate.min_gain:
+        return Decision(False, f"the gain is below {100 * gate.min_gain:g} %: {figures}", evidence)
+    return Decision(True, f"{candidate} is better than {against}: {figures}", evidence)
 
 
 def carry_out(

@@ -22,9 +22,16 @@ _UNITS = {
     "train_language_model": "words",
     "evaluate_classifier": "images",
     "evaluate_language_model": "words",
+    "promote_classifier": "images",
+    "promote_language_model": "words",
 }
 # What the steps of a run without epochs are.
-_STEPS = {"evaluate_classifier": "batch", "evaluate_language_model": "word"}
+_STEPS = {
+    "evaluate_classifier": "batch",
+    "evaluate_language_model": "word",
+    "promote_classifier": "batch",
+    "promote_language_model": "word",
+}
 
 
 def follow_run(
@@ -142,6 +149,8 @@ def closing_line(record: JobRecord) -> str:
     """Return how a run ended, in one line."""
     if record.state is State.SUCCEEDED:
         metrics = record.progress.metrics
+        if record.message:
+            return f"run {record.run_id} SUCCEEDED: {record.message}"
         if record.model_version is None:
             return f"run {record.run_id} SUCCEEDED: {record.model_name} on {record.dataset}  {metrics_text(metrics)}"
         test = f"  test ppl {metrics['test_ppl']:.1f}" if "test_ppl" in metrics else ""

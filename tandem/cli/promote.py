@@ -1,16 +1,22 @@
 """`tandem models promote` and `rollback`: an alias moves only where a comparison shows that it may."""
 
 import getpass
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tandem.cli.output import json_option, open_volume, print_json
 from tandem.errors import Conflict, InvalidRequest
+from tandem.jobs.promotion_spec import PROMOTION_FILE
+from tandem.volume import volume_errors
 
 if TYPE_CHECKING:
+    from tandem.checkpoints.promotion import Decision, Gate
     from tandem.checkpoints.registry import Registry, Version
     from tandem.comparison.results import ComparisonSummary
+
+_METRICS = {"classifier": "acc1", "language_model": "ppl"}
 
 
 @click.command()
@@ -18,9 +24,15 @@ if TYPE_CHECKING:
 @click.option("--to", "alias", required=True, metavar="ALIAS", help="The alias to move, such as production.")
 @click.option("--if-better-than", "against", metavar="NAME@ALIAS", help="What it must beat.  [default: who has ALIAS]")
 @click.option("--on", "dataset", metavar="D", help="The dataset of the server's volume to compare on.")
-@click.option("--split", default="val", show_default=True, help="The split of --on.")
-@click.option("--metric", type=click.Choice(["acc1"]), default="acc1", show_default=True, help="What must be better.")
-@click.option("--min-gain", type=float, default=0.0, show_default=True, help="The least gain of the share, 0 to 1.")
+@click.option("--split", help="The split of --on.  [default: val; of a text test, or valid if it has no test]")
+@click.option("--metric", type=click.Choice(["acc1", "ppl"]), help="What must be better: acc1 of images, ppl of text.")
+@click.option(
+    "--min-gain",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="The least gain: of acc1, or the share by which ppl falls; 0 to 1.",
+)
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="The level of the paired test.")
 @json_option
 def promote(
@@ -28,27 +40,29 @@ def promote(
     alias: str,
     against: str | None,
     dataset: str | None,
-    split: str,
-    metric: str,
+    split: str | None,
+    metric: str | None,
     min_gain: float,
     alpha: float,
     as_json: bool,
 ) -> None:
-    """Point ALIAS at the version of a classifier, if it is better than what it is to beat.
+    """Point ALIAS at a version, if it is better than what it is to beat.
 
-    Both are compared by the server on a labelled split, and McNemar's mid-p decides. The decision, its evidence and who
-    asked for it are added to the model's history, also where the alias stays; then the exit code is 1. An alias that
-    nobody has goes to the version at once. --json prints {name, alias, version, previous_version, promoted, reason,
-    evidence}.
+    Two classifiers are compared by the server on a labelled split, and McNemar's mid-p decides; two language models by
+    the trainer, as a run, and the interval of the difference of their losses decides. The decision, its evidence and
+    who asked for it are added to the model's history, also where the alias stays; then the exit code is 1. An alias
+    that nobody has goes to the version at once. --json prints {name, alias, version, previous_version, promoted,
+    reason, evidence}.
     """
     from tandem.checkpoints.promotion import Gate, carry_out, decide
     from tandem.checkpoints.registry import Registry, check_alias
 
-    del metric
     gate = Gate(min_gain, alpha)
     check_alias(alias)
     registry = Registry(open_volume())
     candidate = _version(registry, reference)
+    if metric not in (None, _METRICS[candidate.kind]):
+        raise click.UsageError(f"--metric: a {candidate.kind.replace('_', ' ')} has {_METRICS[candidate.kind]}")
     before = registry.aliases(candidate.name).get(alias)
     if before is None and against is None:
         registry.set_alias(candidate.name, alias, candidate.version, _who(), None)
@@ -59,9 +73,12 @@ def promote(
         raise Conflict(f"{candidate.name}:{candidate.version} is what it is to beat")
     if not dataset:
         raise click.UsageError("give --on, the dataset to compare on")
-    summary = _compare(beaten, candidate, dataset, split)
-    decision = decide(summary, gate, f"{dataset}/{split}")
-    carry_out(registry, candidate.name, alias, candidate.version, before, decision, _who())
+    if candidate.kind == "classifier":
+        split = split or "val"
+        decision = decide(_compare(beaten, candidate, dataset, split), gate, f"{dataset}/{split}")
+        carry_out(registry, candidate.name, alias, candidate.version, before, decision, _who())
+    else:
+        decision = _by_a_run(candidate, alias, beaten, dataset, split, gate)
     _say(candidate, alias, before, decision.passes, decision.reason, decision.evidence, as_json)
     if not decision.passes:
         raise Conflict(f"{candidate.name}@{alias} stays where it is: {decision.reason}")
@@ -100,6 +117,30 @@ def _compare(beaten: "Version", candidate: "Version", dataset: str, split: str) 
     references = tuple(f"{each.name}:{each.version}" for each in (beaten, candidate))
     with open_client() as client:
         return on_dataset(client, (references[0], references[1]), dataset, split, 5, 0).summary
+
+
+def _by_a_run(
+    candidate: "Version", alias: str, beaten: "Version", dataset: str, split: str | None, gate: "Gate"
+) -> "Decision":
+    """Have the trainer compare two language models, and move the alias; return what it decided."""
+    from tandem.checkpoints.promotion import Decision
+    from tandem.cli.connections import celery_app, job_store
+    from tandem.cli.follow import follow_run
+    from tandem.jobs.spec import make_spec
+    from tandem.jobs.submit import submit
+    from tandem.settings import Settings
+    from tandem.volume import Volume
+
+    settings = Settings.from_environment()
+    volume, store = Volume(settings.home), job_store(settings)
+    names = [f"{each.name}:{each.version}" for each in (candidate, beaten)]
+    values = {"model": names[0], "against": names[1], "alias": alias, "dataset": dataset, "split": split}
+    spec = make_spec({"kind": "promote_language_model", **values, "min_gain": gate.min_gain, "alpha": gate.alpha})
+    record = submit(spec, volume, store, celery_app(settings))
+    follow_run(record.run_id, volume, store, quiet=True)
+    with volume_errors(volume.run(record.run_id)):
+        found = json.loads((volume.run(record.run_id) / PROMOTION_FILE).read_bytes())
+    return Decision(found["promoted"], found["reason"], found["evidence"])
 
 
 def _who() -> str:

@@ -1,11 +1,12 @@
 """From the options of `tandem train` to runs: one, a sweep of them, and what follows them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tandem.cli.links import Links, submit_links, take_links
 from tandem.cli.output import print_json
 from tandem.cli.scheduling import take_scheduling
 from tandem.cli.sweep import follow_sweep, parse_sweeps, sweep_jobs
@@ -16,7 +17,6 @@ from tandem.jobs.spec import make_spec
 if TYPE_CHECKING:
     from celery import Celery
 
-    from tandem.jobs.record import JobRecord
     from tandem.jobs.spec import JobSpec
     from tandem.jobs.store import JobStore
     from tandem.volume import Volume
@@ -27,7 +27,7 @@ class Wish:
     """What is to be done with the spec, beside training."""
 
     scheduling: Scheduling
-    evaluate_split: str | None
+    links: Links
     follow: bool
     as_json: bool
 
@@ -39,9 +39,9 @@ def submit_training(kind: str, network: str, *, show_spec: bool = False, **value
     max_parallel = given.pop("max_parallel", None)
     if max_parallel and not swept:
         raise click.UsageError("--max-parallel is of a --sweep")
-    evaluate_split = given.pop("evaluate_split", None)
+    links = take_links(given)
     follow, as_json = given.pop("follow", False), given.pop("as_json", False)
-    wish = Wish(take_scheduling(given), evaluate_split, follow, as_json)
+    wish = Wish(take_scheduling(given), links, follow, as_json)
 
     def named(values: Mapping[str, Any]) -> dict[str, Any]:
         return {"model_name": f"{values['dataset']}-{values.get(network)}".lower()[:64], "kind": kind, **values}
@@ -73,21 +73,24 @@ def _queue(spec: "JobSpec", network: str, wish: Wish) -> None:
     from tandem.jobs.submit import submit
 
     volume, store, app = _connected()
-    _check_evaluation(spec, wish, volume)
+    wish.links.check(spec, volume)
     record = submit(spec, volume, store, app, wish.scheduling)
-    evaluations = _evaluate_after([(spec, record)], wish, volume, store, app)
+    (linked,) = submit_links([(spec, record)], wish.links, wish.scheduling, volume, store, app)
     if wish.as_json:
-        then = {"evaluation_run_id": evaluations[0].run_id} if evaluations else {}
-        print_json({"run_id": record.run_id, **then})
+        print_json({"run_id": record.run_id, **linked.document()})
     else:
         click.echo(
             f"run {record.run_id} is {record.state.lower()}: {network} on {spec.dataset}, to become model "
             f"{spec.model_name!r}"
         )
-        for evaluation in evaluations:
-            click.echo(f"run {evaluation.run_id} evaluates it on {wish.evaluate_split} when it has succeeded")
+        if linked.evaluation is not None:
+            click.echo(
+                f"run {linked.evaluation.run_id} evaluates it on {wish.links.evaluate_split} when it has succeeded"
+            )
+        if linked.promotion is not None:
+            click.echo(f"run {linked.promotion.run_id} then gives it the alias, if it is better")
     if wish.follow:
-        for each in (record, *evaluations):
+        for each in (record, *linked.records):
             follow_run(each.run_id, volume, store, wish.as_json)
     elif not wish.as_json:
         click.echo(f"  tandem runs watch {record.run_id}    follows it")
@@ -97,52 +100,20 @@ def _queue_sweep(sweep: str, jobs: "list[tuple[JobSpec, Scheduling]]", wish: Wis
     from tandem.jobs.submit import submit_all
 
     volume, store, app = _connected()
-    _check_evaluation(jobs[0][0], wish, volume)
+    wish.links.check(jobs[0][0], volume)
     if not wish.as_json:
         # Said first: who interrupts this should know what to cancel.
         click.echo(f"{sweep}: {len(jobs)} runs on {jobs[0][0].dataset}")
     records = submit_all(jobs, volume, store, app)
-    evaluations = _evaluate_after(zip((spec for spec, _ in jobs), records, strict=True), wish, volume, store, app)
+    trained = zip((spec for spec, _ in jobs), records, strict=True)
+    linked = submit_links(trained, wish.links, wish.scheduling, volume, store, app)
     if wish.as_json:
-        then = {"evaluation_run_ids": [each.run_id for each in evaluations]} if evaluations else {}
+        then: dict[str, list[str]] = {}
+        for each in linked:
+            for name, run_id in each.document().items():
+                then.setdefault(f"{name}s", []).append(run_id)
         print_json({"sweep": sweep, "run_ids": [record.run_id for record in records], **then})
     if wish.follow:
         follow_sweep(sweep, volume, store, wish.as_json)
     elif not wish.as_json:
         click.echo(f"  tandem runs list --sweep {sweep}    shows its table")
-
-
-def _evaluate_after(
-    trained: "Iterable[tuple[JobSpec, JobRecord]]", wish: Wish, volume: "Volume", store: "JobStore", app: "Celery"
-) -> "list[JobRecord]":
-    """Submit an evaluation after each of the runs, if one is wished for."""
-    from tandem.jobs.submit import submit_all
-
-    if wish.evaluate_split is None:
-        return []
-    jobs = []
-    for spec, record in trained:
-        key = f"{wish.scheduling.key}/evaluate/{wish.evaluate_split}" if wish.scheduling.key else None
-        links = {
-            "priority": wish.scheduling.priority,
-            "gpu": wish.scheduling.gpu,
-            "after": (record.run_id,),
-            "key": key,
-        }
-        jobs.append((_evaluation(spec, record.run_id, wish.evaluate_split), Scheduling.model_validate(links)))
-    return submit_all(jobs, volume, store, app)
-
-
-def _evaluation(spec: "JobSpec", run_id: str, split: str) -> "JobSpec":
-    basis = {"dataset": spec.dataset, "device": spec.device, "num_threads": spec.num_threads}
-    return make_spec(
-        {"kind": spec.kind.replace("train_", "evaluate_"), "model": f"run:{run_id}", "split": split, **basis}
-    )
-
-
-def _check_evaluation(spec: "JobSpec", wish: Wish, volume: "Volume") -> None:
-    """Raise what the evaluation to follow would be refused with, before anything is submitted."""
-    from tandem.jobs.checks import check_job
-
-    if wish.evaluate_split is not None:
-        check_job(_evaluation(spec, "awaited", wish.evaluate_split), volume, awaited=("awaited",))

@@ -9,6 +9,7 @@ import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from tandem.cli.links import link_options
 from tandem.cli.output import json_option
 from tandem.cli.scheduling import scheduling_options
 from tandem.cli.submission import submit_training
@@ -81,7 +82,7 @@ def _shared(model: type[BaseModel]) -> Callable[[Command], Command]:
             help="A run for each value of this option; repeated, for each combination.",
         ),
         click.option("--max-parallel", type=click.IntRange(1), help="So many runs of a sweep at a time."),
-        click.option("--evaluate", "evaluate_split", metavar="SPLIT", help="Then evaluate the best checkpoint on it."),
+        link_options,
         scheduling_options,
         click.option("--show-spec", is_flag=True, help="Print the job spec, and submit nothing."),
         click.option("--follow", "-f", is_flag=True, help="Show progress until the run ends; Ctrl-C leaves it going."),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tandem.comparison.intervals import CONFIDENCE
 from tandem.comparison.predictions import EVALUATION_FILE
 from tandem.comparison.token_differences import Losses, TokenComparison, compare_losses, largest_differences
 from tandem.comparison.token_losses import LOSSES_FILE, read_token_losses
@@ -64,7 +65,7 @@ def read_text_evaluation(run: Path) -> TextEvaluation:
     return evaluation
 
 
-def compare_text_evaluations(a: TextEvaluation, b: TextEvaluation) -> TokenComparison:
+def compare_text_evaluations(a: TextEvaluation, b: TextEvaluation, confidence: float = CONFIDENCE) -> TokenComparison:
     """Return the comparison; raise Conflict where they are not of the same tokens."""
     for name, what in (
         ("dataset_fingerprint", "datasets"),
@@ -74,7 +75,7 @@ def compare_text_evaluations(a: TextEvaluation, b: TextEvaluation) -> TokenCompa
     ):
         if a.facts[name] != b.facts[name]:
             raise Conflict(f"the evaluations are of other {what}; evaluate both models on the same text")
-    return compare_losses(a.losses, b.losses)
+    return compare_losses(a.losses, b.losses, confidence)
 
 
 def differing_tokens(

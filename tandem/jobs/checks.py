@@ -7,8 +7,9 @@ from tandem.checkpoints.files import MODEL_FILE, read_verified
 from tandem.checkpoints.registry import Registry, check_kind
 from tandem.data.manifest import ImageDataset, read_dataset
 from tandem.errors import DatasetNotFound, InvalidJob
+from tandem.jobs.promotion_checks import check_promotion, evaluation_of
 from tandem.jobs.sizes import sizes_of
-from tandem.jobs.spec import ClassifierJob, EvaluationJob, JobSpec, LanguageModelJob, TextEvaluationJob
+from tandem.jobs.spec import ClassifierJob, EvaluationJob, JobSpec, LanguageModelJob, PromotionJob, TextEvaluationJob
 from tandem.jobs.text_checks import check_text_evaluation, text_split
 from tandem.volume import Volume
 
@@ -19,6 +20,8 @@ def check_job(spec: JobSpec, volume: Volume, awaited: Collection[str] = ()) -> J
     A reference to an alias would mean another model once the alias moves. One to a run among the `awaited`, which are
     to succeed first, stands for the best checkpoint that it will have.
     """
+    if isinstance(spec, PromotionJob):
+        return _check_promotion(spec, volume, awaited)
     if isinstance(spec, EvaluationJob | TextEvaluationJob) and spec.model in {f"run:{run_id}" for run_id in awaited}:
         return _check_awaited(spec, volume)
     if isinstance(spec, EvaluationJob):
@@ -28,6 +31,15 @@ def check_job(spec: JobSpec, volume: Volume, awaited: Collection[str] = ()) -> J
     if isinstance(spec, LanguageModelJob):
         return _check_language_model(spec, volume)
     return _check_classifier(spec, volume)
+
+
+def _check_promotion(spec: PromotionJob, volume: Volume, awaited: Collection[str]) -> PromotionJob:
+    spec = check_promotion(spec, volume, awaited)
+    # Both are evaluated as by jobs of their own, and refused for the same reasons.
+    for model in (spec.model, spec.against):
+        if model is not None:
+            check_job(evaluation_of(spec, model), volume, awaited)
+    return spec
 
 
 def _check_awaited(spec: EvaluationJob | TextEvaluationJob, volume: Volume) -> JobSpec:

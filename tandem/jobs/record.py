@@ -161,10 +161,13 @@ def saved(record: JobRecord, step: int) -> JobRecord:
     return _with(record, saved_step=max(step, record.saved_step))
 
 
-def finish(record: JobRecord, model_version: int | None) -> JobRecord:
-    """The run ended as it should; what it made is version `model_version` in the registry, None if it is no model."""
+def finish(record: JobRecord, model_version: int | None, message: str = "") -> JobRecord:
+    """The run ended as it should; what it made is version `model_version` in the registry, None if it is no model.
+
+    `message` is what it found, where a sentence says it.
+    """
     _require(record, State.RUNNING)
-    changes: dict[str, Any] = {"model_version": model_version, "message": "", "stop_requested": ""}
+    changes: dict[str, Any] = {"model_version": model_version, "message": message, "stop_requested": ""}
     return _with(record, state=State.SUCCEEDED, finished_at=now(), **changes)
 
 

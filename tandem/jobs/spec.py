@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from tandem.errors import InvalidJob
 from tandem.jobs.classifier_spec import ClassifierJob, EvaluationJob
 from tandem.jobs.language_spec import DYNAMIC_DEFAULTS, LanguageModelJob, TextEvaluationJob
+from tandem.jobs.promotion_spec import PromotionJob
 
 __all__ = [
     "DYNAMIC_DEFAULTS",
@@ -17,6 +18,7 @@ __all__ = [
     "EvaluationJob",
     "JobSpec",
     "LanguageModelJob",
+    "PromotionJob",
     "TextEvaluationJob",
     "TrainingSpec",
     "make_spec",
@@ -31,10 +33,11 @@ _OPTIONS = {
     "resume_from": "resume",
     "limit_images": "limit",
     "limit_tokens": "limit",
+    "alias": "promote",
 }
 
 TrainingSpec = ClassifierJob | LanguageModelJob
-JobSpec = TrainingSpec | EvaluationJob | TextEvaluationJob
+JobSpec = TrainingSpec | EvaluationJob | TextEvaluationJob | PromotionJob
 _SPEC: TypeAdapter[JobSpec] = TypeAdapter(Annotated[JobSpec, Field(discriminator="kind")])
 
 
@@ -62,7 +65,7 @@ def _explained(error: ValidationError) -> InvalidJob:
     field = ".".join(str(part) for part in first["loc"][1:])
     reason = first["msg"].removeprefix("Value error, ")
     option = f"--{_OPTIONS.get(field, field).replace('_', '-')}: " if field else ""
-    if str((first["loc"] or ("",))[0]).startswith("evaluate_") and field == "model":
+    if str((first["loc"] or ("",))[0]).startswith(("evaluate_", "promote_")) and field == "model":
         option = "REF: "
     given = f" (got {first['input']!r})" if field and first["type"] != "value_error" else ""
     return InvalidJob(f"{option}{reason}{given}", field=field)

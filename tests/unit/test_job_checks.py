@@ -7,13 +7,15 @@ from factories import publish_classifier, publish_language_model
 from samples import write_image_dataset, write_text_dataset
 
 from tandem.data.manifest import ClassName, ImageDataset
-from tandem.errors import Conflict, DatasetNotFound, InvalidJob, ModelNotFound, TandemError
+from tandem.errors import Conflict, DatasetNotFound, InvalidJob, ModelNotFound, RunNotFound, TandemError
 from tandem.jobs.checks import check_job
 from tandem.jobs.spec import ClassifierJob, EvaluationJob, make_spec
 from tandem.volume import Volume, to_json
 
 TRAIN = {"kind": "train_classifier", "dataset": "shapes", "model_name": "m", "arch": "squeezenet1_1", "batch_size": 16}
 EVALUATE = {"kind": "evaluate_classifier", "dataset": "shapes", "model": "known@latest"}
+
+PROMOTE = {**EVALUATE, "kind": "promote_classifier", "alias": "production"}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,13 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
         ({"resume_from": "known", "epochs": 1}, InvalidJob, "--resume: known was trained on other data (shapes)"),
         ({**EVALUATE, "dataset": "words"}, InvalidJob, "'words' is a dataset of text"),
         ({**EVALUATE, "model": "text"}, InvalidJob, "text is a language model"),
+        ({**PROMOTE, "alias": "latest"}, InvalidJob, "alias 'latest' moves by itself"),
+        ({**PROMOTE, "dataset": "words"}, InvalidJob, "'words' is a dataset of text"),
+        ({**PROMOTE, "dataset": "photos", "split": "test"}, DatasetNotFound, "no images in a split 'test'"),
+        ({**PROMOTE, "model": "run:run-a/1"}, InvalidJob, "REF: run:run-a/1 is a checkpoint of a run"),
+        ({**PROMOTE, "model": "run:nobody"}, RunNotFound, "no run 'nobody'"),
+        ({**PROMOTE, "against": "text"}, InvalidJob, "text is a language model"),
+        ({**PROMOTE, "against": "run:run-a/1"}, InvalidJob, "--if-better-than: run:run-a/1 is a checkpoint of a run"),
         ({**EVALUATE, "split": "test"}, DatasetNotFound, "no images in a split 'test' (there: train, val)"),
     ],
 )

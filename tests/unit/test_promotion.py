@@ -1,6 +1,7 @@
 """The gate in front of an alias, what the history says of it, and the way back."""
 
 import json
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tandem.checkpoints.files import step_directory, write_checkpoint
-from tandem.checkpoints.promotion import Gate, carry_out, decide, roll_back
+from tandem.checkpoints.promotion import Gate, carry_out, decide, decide_on_texts, roll_back
 from tandem.checkpoints.registry import Registry
-from tandem.comparison.evidence import Evidence, Labelled, Share, Standing
+from tandem.comparison.evidence import Evidence, Interval, Labelled, Share, Standing
 from tandem.comparison.intervals import difference_interval, share_interval
 from tandem.comparison.paired import PairedTable
 from tandem.comparison.results import ComparisonSummary, ModelVersion
+from tandem.comparison.token_differences import TokenComparison
 from tandem.errors import Conflict, InvalidRequest, ModelNotFound, TandemError
 from tandem.volume import Volume
 
@@ -57,6 +59,26 @@ def test_the_gate(table: PairedTable, gate: Gate, passes: bool, said: str) -> No
     decision = decide(summary(table), gate, "d/val")
     assert (decision.passes, said in decision.reason) == (passes, True), decision.reason
     assert decision.evidence["mid_p"] == table.mid_p
+    assert decision.evidence["against"] == "m:1"
+
+
+@pytest.mark.parametrize(
+    ("loss_b", "interval", "gate", "passes", "said"),
+    [
+        (3.9, (-0.15, -0.05), Gate(), True, "m:2 is better than m:1: perplexity 49.40 against 54.60 on 900 tokens"),
+        (4.1, (0.05, 0.15), Gate(), False, "m:2 is no better than m:1: "),
+        (4.0, (-0.05, 0.05), Gate(), False, "m:2 is no better than m:1: "),
+        (3.9, (-0.25, 0.05), Gate(alpha=0.01), False, "no evidence at alpha 0.01: "),
+        (3.9, (-0.15, -0.05), Gate(min_gain=0.2), False, "the gain is below 20 %: "),
+    ],
+)
+def test_the_gate_of_language_models(
+    loss_b: float, interval: tuple[float, float], gate: Gate, passes: bool, said: str
+) -> None:
+    found = TokenComparison(900, 4.0, loss_b, Interval(*interval), 22)
+    decision = decide_on_texts(found, "m:2", "m:1", gate, "text/test")
+    assert (decision.passes, said in decision.reason) == (passes, True), decision.reason
+    assert decision.evidence["gain"] == pytest.approx(1 - math.exp(loss_b - 4.0))
     assert decision.evidence["against"] == "m:1"
 
 
