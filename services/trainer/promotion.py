@@ -136,6 +136,8 @@ class Promoter:
         }
         with volume_errors(self.run), self.fence():
             replace_json(self.run / PROMOTION_FILE, document)
-        numbers = {name: decision.evidence[name] for name in ("gain", "mid_p") if name in decision.evidence}
+        numbers: dict[str, float] = {
+            name: decision.evidence[name] for name in ("gain", "mid_p") if name in decision.evidence
+        }
         verdict = f"{alias} is {label}" if decision.passes else f"{alias} stays where it is"
         return Promotion(f"{verdict}: {decision.reason}", {"promoted": float(decision.passes), **numbers})

@@ -11,7 +11,7 @@ from factories import language_card, language_files, publish_classifier
 from rig import Bench
 from samples import write_image_dataset, write_text_dataset
 
-from services.trainer.promotion import PROMOTION_FILE, Promoter
+from services.trainer.promotion import Promoter
 from tandem.checkpoints.files import step_directory, write_checkpoint
 from tandem.checkpoints.registry import Registry
 from tandem.cli.promote import promote as promote_command
@@ -19,7 +19,7 @@ from tandem.cli.train import train
 from tandem.comparison.predictions import PREDICTIONS_FILE, compare_predictions
 from tandem.data.vocabulary import Vocabulary
 from tandem.errors import Conflict, InvalidJob, Superseded
-from tandem.jobs.spec import PromotionJob
+from tandem.jobs.promotion_spec import PROMOTION_FILE, PromotionJob
 from tandem.volume import Volume
 
 GATE = {"alias": "production", "alpha": 0.999, "num_threads": 1}
