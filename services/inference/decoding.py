@@ -21,6 +21,9 @@ from tandem.wire.limits import MAX_MESSAGE_PIXELS
 
 # A hop to a thread costs about as much as decoding a small JPEG (70 µs), so images travel in groups.
 _GROUP = 8
+# A single image of no more than that is decoded on the event loop, in 0.1 ms: the way to a thread and back is longer.
+# Calls one after another took 0.9 of their time without it (n = 6 turns on busy cores, 0.68 to 0.95).
+_QUICK_BYTES, _QUICK_PIXELS, _QUICK_SIDE = 16_384, 65_536, 128
 
 log = logging.getLogger("tandem.inference.decoding")
 
@@ -78,16 +81,23 @@ class Decoder:
         self._pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
 
     async def decode(
-        self, sources: Sequence[Source], preprocessings: Sequence[Preprocessing], budget: PixelBudget | None = None
+        self,
+        sources: Sequence[Source],
+        preprocessings: Sequence[Preprocessing],
+        budget: PixelBudget | None = None,
+        at_hand: bool = False,
     ) -> Batch:
         """Decode each image once, and transform it for each preprocessing from the same pixels.
 
+        `at_hand`: the sources need not be read from anywhere, so that a small image may be decoded where this runs.
         Raises LimitExceeded if the images have more pixels together than `budget`.
         """
         started_at = time.monotonic()
         loop = asyncio.get_running_loop()
         groups = [sources[first : first + _GROUP] for first in range(0, len(sources), _GROUP)]
         wanted = tuple(preprocessings)
+        if at_hand and len(sources) == 1 and (done := _at_once(sources[0](), wanted, started_at)) is not None:
+            return done
 
         def in_pool(work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
             return loop.run_in_executor(self._pool, work, *arguments)
@@ -104,6 +114,18 @@ class Decoder:
     def close(self) -> None:
         """End the threads; what waits is dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _at_once(image: bytes | RawImage, preprocessings: tuple[Preprocessing, ...], started_at: float) -> Batch | None:
+    """Return a small image decoded; None for what may take long, or can't be decoded, which is told elsewhere."""
+    if len(image) > _QUICK_BYTES or any(each.image_size > _QUICK_SIDE for each in preprocessings):
+        return None
+    try:
+        pixels = to_pixels(image, _QUICK_PIXELS)
+        prepared = Prepared(tuple(resize_and_crop(pixels, each) for each in preprocessings))
+    except Exception:  # noqa: BLE001 - whatever it is, it is met again where it is said
+        return None
+    return _together((prepared,), len(preprocessings), started_at)
 
 
 def _decode_together(

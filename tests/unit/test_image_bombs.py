@@ -3,18 +3,23 @@
 import asyncio
 import io
 import struct
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable
 
 import pytest
-from factories import png
+import torch
+from factories import encode, png
 from PIL import Image
+from torch import Tensor
 
+from services.inference import decoding
 from services.inference.decoding import Decoder, PixelBudget
 from tandem.checkpoints.card import Preprocessing
-from tandem.data.images import MAX_SCANS, decode_image
+from tandem.data.images import MAX_PIXELS, MAX_SCANS, decode_image, to_pixels
 from tandem.data.jpeg import has_more_scans
+from tandem.data.raw_image import RawImage
 from tandem.errors import InvalidImage, LimitExceeded
 
 PREPROCESSING = Preprocessing(resize=32, image_size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -78,6 +83,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 def test_bombs_are_refused_and_take_no_memory(name: str) -> None:
     data = BOMBS[name]()
     assert len(data) < 400_000
+    # What is imported with the first image of a format is not the bomb's.
+    for form in ("PNG", "JPEG", "GIF", "WEBP", "BMP"):
+        decode_image(encoded(Image.new("RGB", (2, 2)), form))
     tracemalloc.start()
     try:
         with pytest.raises(InvalidImage) as caught:
@@ -132,5 +140,39 @@ async def test_the_images_of_a_message_have_a_budget_of_pixels() -> None:
             await decoder.decode(sources, [PREPROCESSING], PixelBudget(num_pixels - 1))
         # What was refused leaves the decoder to others.
         assert len((await asyncio.wait_for(decoder.decode(sources, [PREPROCESSING]), 30)).indices) == 40
+    finally:
+        decoder.close()
+
+
+async def test_only_what_is_small_whatever_it_holds_is_decoded_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, threads = threading.current_thread(), list[threading.Thread]()
+
+    def watched(image: bytes | RawImage, max_pixels: int = MAX_PIXELS) -> Tensor:
+        pixels = to_pixels(image, max_pixels)
+        threads.append(threading.current_thread())
+        return pixels
+
+    monkeypatch.setattr(decoding, "to_pixels", watched)
+    decoder, small, damaged = Decoder(2), png(0), png(0)[:60]
+    wide = encode(Image.new("RGB", (300, 300)))
+    assert len(wide) < 1000 < 300 * 300
+    large = PREPROCESSING.model_copy(update={"image_size": 224, "resize": 224})
+    try:
+        for image, preprocessing, is_here in (
+            (small, PREPROCESSING, True),
+            (RawImage(8, 8, bytes(3 * 8 * 8)), PREPROCESSING, True),
+            (wide, PREPROCESSING, False),
+            (small, large, False),
+        ):
+            threads.clear()
+            batch = await decoder.decode([lambda image=image: image], [preprocessing], PixelBudget(), at_hand=True)
+            assert len(batch.indices) == 1
+            assert [each is here for each in threads] == [is_here]
+            in_threads = await decoder.decode([lambda image=image: image], [preprocessing], PixelBudget())
+            assert torch.equal(in_threads.pixels[0], batch.pixels[0])
+        (error,) = (await decoder.decode([lambda: damaged], [PREPROCESSING], at_hand=True)).errors
+        assert error == (await decoder.decode([lambda: damaged], [PREPROCESSING])).errors[0] != ""
     finally:
         decoder.close()
