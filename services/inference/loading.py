@@ -13,6 +13,7 @@ from services.inference.memory import Footprint, tensor_bytes
 from services.inference.runtimes.interface import ClassifierRuntime, LanguageRuntime
 from services.inference.runtimes.language import EagerLanguageModel
 from services.inference.runtimes.selection import RuntimeSelector, Selected, shared_copy
+from services.inference.runtimes.turns import Turns, at_once
 from services.inference.texts import TextLoop
 from tandem.checkpoints.card import ClassifierCard, LanguageModelCard
 from tandem.checkpoints.files import WEIGHTS_FILE
@@ -117,8 +118,13 @@ def needed_bytes(located: Located, num_replicas: int = 1) -> int:
     return num_replicas * (_CLASSIFIER * weights + _KERNELS)
 
 
-def load(located: Located, devices: Sequence[torch.device], selectors: Sequence[RuntimeSelector]) -> Served:
-    """Verify and load what `located` names, read once and put on each device with its selector.
+def load(
+    located: Located,
+    devices: Sequence[torch.device],
+    selectors: Sequence[RuntimeSelector],
+    turns: Sequence[Turns] | None = None,
+) -> Served:
+    """Verify and load what `located` names, read once and put on each device with its selector, tried out in its turns.
 
     Raises CheckpointCorrupt or TrainingFailed. A classifier's runtimes have run batches of every size; a language model
     is not yet warm.
@@ -126,24 +132,31 @@ def load(located: Located, devices: Sequence[torch.device], selectors: Sequence[
     try:
         checkpoint = load_checkpoint(located.checkpoint, located.digest)
         if isinstance(checkpoint.card, ClassifierCard):
-            return _classifier(located, checkpoint.card, _copies(checkpoint.network, devices), devices, selectors)
+            places = _Places(devices, selectors, turns or [at_once] * len(devices))
+            return _classifier(located, checkpoint.card, _copies(checkpoint.network, devices), places)
         return _language_model(located, checkpoint.card, checkpoint, devices)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(f"there is not enough memory on {' and '.join(map(str, devices))} for it") from error
 
 
+@dataclass(frozen=True)
+class _Places:
+    """The devices, with what belongs to each."""
+
+    devices: Sequence[torch.device]
+    selectors: Sequence[RuntimeSelector]
+    turns: Sequence[Turns]
+
+
 def _classifier(
-    located: Located,
-    card: ClassifierCard,
-    networks: Sequence[nn.Module],
-    devices: Sequence[torch.device],
-    selectors: Sequence[RuntimeSelector],
+    located: Located, card: ClassifierCard, networks: Sequence[nn.Module], places: _Places
 ) -> ServedClassifier:
     selected = [
-        selector.select(network, card.preprocessing) for network, selector in zip(networks, selectors, strict=True)
+        selector.select(network, card.preprocessing, turns)
+        for network, selector, turns in zip(networks, places.selectors, places.turns, strict=True)
     ]
     log.info("%s in %s runs on %s", located.label, selected[0].runtime.dtype, selected[0].reason)
-    footprint = Footprint(_most_on_one(devices, [each.num_bytes for each in selected]))
+    footprint = Footprint(_most_on_one(places.devices, [each.num_bytes for each in selected]))
     first, *others = (
         ServedClassifier(located, card, each.runtime, selected=each, footprint=footprint) for each in selected
     )

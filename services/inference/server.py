@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tandem.openmp import limit_spinning
@@ -59,6 +60,7 @@ from services.inference.telemetry import telling
 from services.inference.texts import TextLoop
 from services.inference.tls import Certificates
 from services.inference.tokens import TokenFile
+from services.inference.trials import run_in_turn
 from services.inference.watch import keep_running, listen, watch_devices, watch_volume
 from tandem.access import ServerAccess
 from tandem.checkpoints.registry import Located, Registry
@@ -152,9 +154,10 @@ async def _load_warm(
     loaders: Executor, devices: Devices, selectors: Sequence[RuntimeSelector], located: Located
 ) -> Served:
     """Load beside what is served, then run it once on each device, so that its first caller doesn't wait."""
-    names = [scheduler.device for scheduler in devices]
+    loop, names = asyncio.get_running_loop(), [scheduler.device for scheduler in devices]
+    turns = [partial(run_in_turn, scheduler, loop) for scheduler in devices]
     # Not on the threads that prompts are read on: a load takes seconds, and more where the volume is slow.
-    served = await asyncio.get_running_loop().run_in_executor(loaders, load, located, names, selectors)
+    served = await loop.run_in_executor(loaders, load, located, names, selectors, turns)
     if isinstance(served, ServedClassifier):
         tried = [await _tried(scheduler, each) for scheduler, each in zip(devices, served.everywhere, strict=True)]
         return replace(tried[0], elsewhere=tuple(tried[1:]))
@@ -176,7 +179,9 @@ async def _tried(scheduler: DeviceScheduler, served: ServedClassifier) -> Served
         # Another takes its calls.
         return served
     await scheduler.run(served.runtime.warm)
-    joins = await rows_are_independent(scheduler, served.runtime, served.card.preprocessing.image_size)
+    joins = (served.selected is not None and served.selected.keeps_rows) or await rows_are_independent(
+        scheduler, served.runtime, served.card.preprocessing.image_size
+    )
     if not joins:
         log.info("%s gets no shared batches: its answers depend on them in the last bits", served.located.label)
     # What was run to try it out was for no caller.

@@ -27,6 +27,7 @@ from services.inference.runtimes.eager import EagerClassifier, check_finite
 from services.inference.runtimes.interface import ClassifierRuntime, Precision
 from services.inference.runtimes.openvino import GraphCache, OpenVinoClassifier
 from services.inference.runtimes.pixels import FromPixels
+from services.inference.runtimes.turns import InTurns, Turns, at_once
 from tandem.checkpoints.card import Preprocessing
 from tandem.errors import InvalidRequest
 from tandem.models.devices import resolve_precision
@@ -55,6 +56,8 @@ class Selected:
     eager: ClassifierRuntime
     reason: str
     drift: Drift
+    # Each row was seen to keep its bits in batches of every size.
+    keeps_rows: bool = False
     # What it all takes on the device: the network, and whatever the runtimes made of it.
     num_bytes: int = 0
 
@@ -63,6 +66,7 @@ class Selected:
 class _Passed:
     runtime: ClassifierRuntime
     drift: Drift
+    keeps_rows: bool = False
 
 
 class RuntimeSelector:
@@ -85,16 +89,16 @@ class RuntimeSelector:
         self._building = threading.Lock()
         self._grown: dict[Structure, list[int]] = {}
 
-    def select(self, network: nn.Module, preprocessing: Preprocessing) -> Selected:
+    def select(self, network: nn.Module, preprocessing: Preprocessing, turns: Turns = at_once) -> Selected:
         """Return how `network`, in eval mode, is to be run; it is taken over. Raise CheckpointCorrupt if it can't be.
 
-        Runs every size of batch of what it tries.
+        Runs every size of batch of what it tries, in `turns` of the device.
         """
         structure = repr(network), preprocessing.image_size
         own = tensor_bytes(network)
         with self._building:
             before = taken_on(self._device)
-            selected = self._select(network, preprocessing, structure)
+            selected = self._select(network, preprocessing, structure, turns)
             grown = taken_on(self._device) - before
         return replace(selected, num_bytes=self._num_bytes(structure, own, grown))
 
@@ -104,19 +108,20 @@ class RuntimeSelector:
         self._grown[structure] = measured[-_NUM_MEASURED:]
         return max(own, statistics.median_low(self._grown[structure]))
 
-    def _select(self, network: nn.Module, preprocessing: Preprocessing, structure: Structure) -> Selected:
+    def _select(self, network: nn.Module, preprocessing: Preprocessing, structure: Structure, turns: Turns) -> Selected:
         # What the device's thread has; compiled code is made for one number of threads.
         torch.set_num_threads(max(2, self._num_threads))
         eager = EagerClassifier(shared_copy(network), preprocessing, self._device)
         pixels = check_pixels(preprocessing.image_size)
-        expected = eager.predict(pixels)
+        expected = InTurns(eager, turns).predict(pixels)
         check_finite(expected)
         passed: dict[str, _Passed] = {}
         refused: list[str] = []
         for name in self._names:
             try:
                 runtime = self._build(name, network, eager, preprocessing)
-                passed[name] = _Passed(runtime, check(runtime, expected, pixels, self._device.type == "cpu"))
+                on_cpu = self._device.type == "cpu"
+                passed[name] = _Passed(runtime, check(InTurns(runtime, turns), expected, pixels, on_cpu), on_cpu)
             except Refused as reason:
                 refused.append(f"{name} is refused: {reason}")
             except ImportError as error:
@@ -125,7 +130,7 @@ class RuntimeSelector:
                 # Whatever a compiler can't do with a network, eager answers.
                 log.info("%s can't run this network", name, exc_info=error)
                 refused.append(f"{name} can't run this network ({type(error).__name__})")
-        return self._choose(eager, passed, refused, structure, pixels)
+        return self._choose(eager, passed, refused, structure, pixels, turns)
 
     def _build(
         self, name: str, network: nn.Module, eager: EagerClassifier, preprocessing: Preprocessing
@@ -145,6 +150,7 @@ class RuntimeSelector:
         refused: list[str],
         structure: Structure,
         pixels: Tensor,
+        turns: Turns,
     ) -> Selected:
         if not passed:
             why = "; ".join(refused) or "it was asked for"
@@ -153,13 +159,14 @@ class RuntimeSelector:
             passed = {**passed, "eager": _Passed(eager, Drift())}
         times: Times = {}
         if len(passed) > 1:
-            times = self._timed(structure, {name: each.runtime for name, each in passed.items()}, pixels)
+            tried = {name: InTurns(each.runtime, turns) for name, each in passed.items()}
+            times = self._timed(structure, tried, pixels)
         name = min(passed, key=lambda each: math.prod(times.get(each, ())))
         chosen = passed[name]
         reason = "; ".join([_reason(name, times, chosen.drift), *refused])
-        return Selected(chosen.runtime, eager, reason, chosen.drift)
+        return Selected(chosen.runtime, eager, reason, chosen.drift, chosen.keeps_rows)
 
-    def _timed(self, structure: Structure, runtimes: dict[str, ClassifierRuntime], pixels: Tensor) -> Times:
+    def _timed(self, structure: Structure, runtimes: Mapping[str, ClassifierRuntime], pixels: Tensor) -> Times:
         with self._lock:
             times = self._times.get(structure, {})
             if not runtimes.keys() <= times.keys():
