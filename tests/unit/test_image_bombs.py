@@ -13,7 +13,8 @@ from PIL import Image
 
 from services.inference.decoding import Decoder, PixelBudget
 from tandem.checkpoints.card import Preprocessing
-from tandem.data.images import MAX_SCANS, decode_image
+from tandem.data.encoded import MAX_SCANS
+from tandem.data.images import decode_image
 from tandem.data.jpeg import has_more_scans
 from tandem.errors import InvalidImage, LimitExceeded
 
