@@ -161,7 +161,8 @@ def weigh(tally: Tally, computed: Computed, named: Sequence[tuple[str, str]], to
     results = [PairResult(name, label, error=error) for (name, label), error in zip(named, batch.errors, strict=True)]
     tally.num_errors += len(named) - len(batch.indices)
     if batch.indices:
-        told = _pairs(tally, *computed.logits, [named[index] for index in batch.indices], top_k)
+        a, b = computed.logits
+        told = _pairs(tally, a, b, [named[index] for index in batch.indices], top_k)
         for index, result in zip(batch.indices, told, strict=True):
             results[index] = result
     return results

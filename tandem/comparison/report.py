@@ -107,5 +107,5 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.2f} %"
-    environment.filters["points"] = lambda share: f"{100 * share:+.2f}"
+    environment.filters["points"] = lambda share: f"{100 * share:+.2f}".replace("-", "−")
     return environment.get_template("report.html.j2")

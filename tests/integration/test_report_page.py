@@ -35,7 +35,7 @@ _SHAPE = """
     print: rules.filter(rule => rule.media?.mediaText === "print").map(rule => rule.cssText).join(),
     sideways: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     bars: [...document.querySelectorAll(".bar")].map(each => each.getBoundingClientRect().width),
-    values: [...document.querySelectorAll(".plot .value")].map(each => Math.abs(Number(each.textContent))),
+    values: [...document.querySelectorAll(".plot .value")].map(each => Number(each.textContent.slice(1))),
     bits: document.querySelectorAll(".card header .soft").length,
   };
 """
