@@ -58,9 +58,9 @@ def precision() -> Literal["float32", "bfloat16"]:
     return "bfloat16" if os.environ.get("TANDEM_BENCH_PRECISION") == "bfloat16" else "float32"
 
 
-def trained() -> nn.Module:
+def trained(seed: int = 0) -> nn.Module:
     """Return a network with sensible statistics of BatchNorm, in eval mode."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = build_classifier("resnet18", NUM_CLASSES, SIDE)
     with torch.no_grad():
         network.train()(normalise(check_pixels(SIDE), PREPROCESSING))

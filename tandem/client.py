@@ -169,13 +169,22 @@ class Client(ModelCalls):
             answer = call(request, timeout=self.timeout_s)
 
     def compare_dataset(
-        self, model_a: str, model_b: str, dataset: str, split: str = "val", top_k: int = 0, limit: int = 0
+        self,
+        model_a: str,
+        model_b: str,
+        dataset: str,
+        split: str = "val",
+        top_k: int = 0,
+        limit: int = 0,
+        num_returned_images: int = 0,
     ) -> Iterator[ComparisonProgress | Comparison]:
         """Compare on a split of a dataset of the server's volume: progress, and last the Comparison.
 
         Its results are the images that the two name differently and those that could not be read.
+        `num_returned_images` of the former, those furthest apart, come along as its `images`.
         """
-        request, received = dataset_request(model_a, model_b, dataset, split, top_k, limit), Received("images")
+        request = dataset_request(model_a, model_b, dataset, split, top_k, limit, num_returned_images)
+        received = Received("images")
         with self._errors(received):
             call = self._inference.CompareDataset(request)
             collected = Collected(received)
@@ -330,10 +339,18 @@ class AsyncClient(AsyncModelCalls):
             answer = await call(request, timeout=self.timeout_s)
 
     async def compare_dataset(
-        self, model_a: str, model_b: str, dataset: str, split: str = "val", top_k: int = 0, limit: int = 0
+        self,
+        model_a: str,
+        model_b: str,
+        dataset: str,
+        split: str = "val",
+        top_k: int = 0,
+        limit: int = 0,
+        num_returned_images: int = 0,
     ) -> AsyncIterator[ComparisonProgress | Comparison]:
         """See Client.compare_dataset."""
-        request, received = dataset_request(model_a, model_b, dataset, split, top_k, limit), Received("images")
+        request = dataset_request(model_a, model_b, dataset, split, top_k, limit, num_returned_images)
+        received = Received("images")
         with self._errors(received):
             call = self._inference.CompareDataset(request)
             collected = Collected(received)

@@ -94,11 +94,11 @@ def _await(port_file: Path, process: "subprocess.Popen[bytes]", log: Path) -> No
         time.sleep(0.05)
 
 
-def publish_classifier(home: Volume, name: str = "resnet", run_id: str = "resnet-1") -> None:
+def publish_classifier(home: Volume, name: str = "resnet", run_id: str = "resnet-1", seed: int = 0) -> None:
     """Publish a ResNet-18 of 200 classes at 64 px as the next version of `name`."""
     classes = tuple(ClassName(id=f"n{number:08}", words=f"class {number}") for number in range(NUM_CLASSES))
     card = ClassifierCard(**_common(run_id), arch="resnet18", classes=classes, preprocessing=PREPROCESSING)
-    _publish(home, name, "classifier", card, trained(), {})
+    _publish(home, name, "classifier", card, trained(seed), {})
 
 
 def publish_language_model(home: Volume, model: str, **sizes: int) -> None:
@@ -147,5 +147,5 @@ def write_jpegs(folder: Path, count: int = 64) -> Path:
         # Rolled, so that no two are equal.
         pixels = torch.roll(scenes[number % len(scenes)], number, dims=2)
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        image.save(folder / f"{number:03}.jpg", "JPEG", quality=QUALITY)
+        image.save(folder / f"{number:05}.jpg", "JPEG", quality=QUALITY)
     return folder

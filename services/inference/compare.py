@@ -4,11 +4,9 @@ Classes are matched by their ids, so the two models may order them differently o
 """
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -24,18 +22,11 @@ from services.inference.classify import named as names
 from services.inference.decoding import Batch, PixelBudget, Source
 from services.inference.engine import Engine
 from services.inference.loading import ServedClassifier, as_classifier, version_of
-from services.inference.scheduler import MAX_BATCH, DeviceScheduler, Place, Priority
+from services.inference.scheduler import DeviceScheduler, Place, Priority
 from tandem.comparison.matching import MatchedClasses
 from tandem.comparison.results import Comparison, ComparisonSummary, PairResult, ScoredClass, Timings
 from tandem.comparison.weighing import TOP_K, Predictions, Recorder
-from tandem.data.manifest import ImageDataset, read_dataset, read_index, spread
-from tandem.errors import DatasetNotFound, InvalidReference, InvalidRequest
-from tandem.names import check_name
-from tandem.wire.results import ComparisonProgress
-
-PROGRESS_IMAGES = 256
-PROGRESS_INTERVAL_S = 1.0
-DEFAULT_SPLIT = "val"
+from tandem.errors import InvalidReference, InvalidRequest
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ async def compare(
     """Return what two classifiers say of each image, and where they agree."""
     top_k = check_top_k(top_k, len(images))
     check_images(images)
-    scheduler, pair = await _both(engine, model_a, model_b, priority)
+    scheduler, pair = await both_models(engine, model_a, model_b, priority)
     preprocessings = pair.a.card.preprocessing, pair.b.card.preprocessing
     admitted = scheduler.admit(
         len(images),
@@ -100,60 +91,15 @@ async def compare(
     )
     with admitted as place:
         sources = [lambda image=image: image.data for image in images]
-        batch = await _decode(engine, pair, sources, PixelBudget())
+        computed = await compute(place, pair, await decode(engine, pair, sources, PixelBudget()))
         named = [(image.name, image.label) for image in images]
         tally = Tally(pair)
-        results, timings = await _predict(place, tally, batch, named, top_k)
-    return Comparison(tuple(results), await asyncio.to_thread(tally.summary), timings)
+        # Not on the loop: of a batch of 32 with 200 classes it takes a millisecond.
+        results = await asyncio.to_thread(weigh, tally, computed, named, top_k)
+    return Comparison(tuple(results), await asyncio.to_thread(tally.summary), computed.timings)
 
 
-@dataclass(frozen=True)
-class DatasetStep:
-    """What CompareDataset says from time to time: how far it is, and what it found since; in the end the summary."""
-
-    progress: ComparisonProgress
-    found: tuple[PairResult, ...] = ()
-    summary: ComparisonSummary | None = None
-    timings: Timings = field(default_factory=Timings)
-
-
-async def compare_dataset(
-    engine: Engine,
-    model_a: str,
-    model_b: str,
-    dataset: str,
-    split: str,
-    top_k: int,
-    limit: int,
-    deadline: float | None,
-    priority: Priority = Priority.NORMAL,
-) -> AsyncGenerator[DatasetStep, None]:
-    """Compare on a split of a dataset; yield progress about each second, and the summary last."""
-    top_k = check_top_k(top_k, PROGRESS_IMAGES)
-    files = await asyncio.to_thread(_split_files, engine, dataset, split or DEFAULT_SPLIT, limit)
-    scheduler, pair = await _both(engine, model_a, model_b, priority)
-    tally, timings, found = Tally(pair), Timings(), list[PairResult]()
-    said_at, said = time.monotonic(), 0
-    # Admitted once: a comparison that has begun is not refused half way.
-    runtimes = pair.a.runtime, pair.b.runtime
-    with scheduler.admit(MAX_BATCH, *runtimes, deadline=deadline, priority=priority, stream=True) as place:
-        yield DatasetStep(ComparisonProgress(0, len(files)))
-        for first in range(0, len(files), MAX_BATCH):
-            chunk = files[first : first + MAX_BATCH]
-            batch = await _decode(engine, pair, [path.read_bytes for path, _, _ in chunk])
-            named = [(name, label) for _, name, label in chunk]
-            results, took = await _predict(place, tally, batch, named, top_k)
-            timings += took
-            found += [result for result in results if result.error or not result.agree]
-            num_done = first + len(chunk)
-            if num_done - said >= PROGRESS_IMAGES or time.monotonic() - said_at >= PROGRESS_INTERVAL_S:
-                yield DatasetStep(ComparisonProgress(num_done, len(files)), tuple(found))
-                said_at, said, found = time.monotonic(), num_done, []
-    summary = await asyncio.to_thread(tally.summary)
-    yield DatasetStep(ComparisonProgress(len(files), len(files)), tuple(found), summary, timings)
-
-
-async def _both(engine: Engine, model_a: str, model_b: str, priority: Priority) -> tuple[DeviceScheduler, Pair]:
+async def both_models(engine: Engine, model_a: str, model_b: str, priority: Priority) -> tuple[DeviceScheduler, Pair]:
     """Return both models on one device, and its scheduler."""
     a = await _classifier(engine, model_a, "model_a")
     # Or this call would hold the one, and wait for the room of the other.
@@ -184,47 +130,42 @@ def _names(field: str) -> Iterator[None]:
         raise InvalidReference(str(error), field=field) from None
 
 
-def _split_files(engine: Engine, dataset: str, split: str, limit: int) -> list[tuple[Path, str, str]]:
-    """Return (path, file name, class id) of `limit` (0: all) images of a split, spread evenly over its classes."""
-    check_name(split, "split")
-    if limit < 0:
-        raise InvalidRequest(f"limit is {limit}; it must be 1 or above, or 0 for all images", field="limit")
-    manifest = read_dataset(engine.volume, dataset)
-    if not isinstance(manifest, ImageDataset):
-        raise InvalidRequest(f"dataset {dataset!r} holds text; comparing classifiers needs images", field="dataset")
-    directory = engine.volume.dataset(dataset)
-    index = read_index(directory, split)
-    rows = [index[place] for place in spread(len(index), limit or None)]
-    if not rows:
-        raise DatasetNotFound(f"split {split!r} of dataset {dataset!r} has no images")
-    return [(directory / file, file, manifest.classes[label].id) for file, label in rows]
-
-
-async def _decode(engine: Engine, pair: Pair, sources: Sequence[Source], budget: PixelBudget | None = None) -> Batch:
+async def decode(engine: Engine, pair: Pair, sources: Sequence[Source], budget: PixelBudget | None = None) -> Batch:
+    """Return the images as both models want them."""
     return await engine.decoder.decode(sources, [pair.a.card.preprocessing, pair.b.card.preprocessing], budget)
 
 
-async def _predict(
-    place: Place, tally: Tally, batch: Batch, named: Sequence[tuple[str, str]], top_k: int
-) -> tuple[list[PairResult], Timings]:
-    """Return a result for each `(name, label)`, errors included, and record them."""
-    results = [PairResult(name, label, error=error) for (name, label), error in zip(named, batch.errors, strict=True)]
-    tally.num_errors += len(named) - len(batch.indices)
-    timings = Timings(decode_ms=batch.decode_ms)
-    if not batch.indices:
-        return results, timings
-    logits: list[Tensor] = []
-    for model, pixels in zip((tally.pair.a, tally.pair.b), batch.pixels, strict=True):
+@dataclass(frozen=True)
+class Computed:
+    """The logits of both models, (N, Ca) and (N, Cb), for the N images of a batch that could be decoded."""
+
+    batch: Batch
+    logits: tuple[Tensor, ...]
+    timings: Timings
+
+
+async def compute(place: Place, pair: Pair, batch: Batch) -> Computed:
+    """Run both models on a batch."""
+    timings, logits = Timings(decode_ms=batch.decode_ms), list[Tensor]()
+    for model, pixels in zip((pair.a, pair.b), batch.pixels, strict=True) if batch.indices else ():
         # In batches of its own, so that both models see the same ones, whatever else is asked of them.
         done = await place.predict(model.runtime, pixels)
         timings += Timings(queue_ms=done.queue_ms, compute_ms=done.compute_ms)
         logits.append(done.value)
-    given = [named[index] for index in batch.indices]
-    # Not on the loop: of a batch of 32 with 200 classes it takes a millisecond.
-    told = await asyncio.to_thread(_pairs, tally, logits[0], logits[1], given, top_k)
-    for index, result in zip(batch.indices, told, strict=True):
-        results[index] = result
-    return results, timings
+    return Computed(batch, tuple(logits), timings)
+
+
+def weigh(tally: Tally, computed: Computed, named: Sequence[tuple[str, str]], top_k: int) -> list[PairResult]:
+    """Record a batch, and return a result for each `(name, label)` of it, errors included."""
+    batch = computed.batch
+    results = [PairResult(name, label, error=error) for (name, label), error in zip(named, batch.errors, strict=True)]
+    tally.num_errors += len(named) - len(batch.indices)
+    if batch.indices:
+        a, b = computed.logits
+        told = _pairs(tally, a, b, [named[index] for index in batch.indices], top_k)
+        for index, result in zip(batch.indices, told, strict=True):
+            results[index] = result
+    return results
 
 
 def _pairs(tally: Tally, a: Tensor, b: Tensor, named: Sequence[tuple[str, str]], top_k: int) -> list[PairResult]:

@@ -28,6 +28,7 @@ _QUICK_BYTES, _QUICK_PIXELS, _QUICK_SIDE = 16_384, 65_536, 128
 log = logging.getLogger("tandem.inference.decoding")
 
 Source = Callable[[], bytes | RawImage]
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -110,6 +111,11 @@ class Decoder:
         if budget is not None:
             budget.check()
         return await in_pool(_together, [each for group in done for each in group], len(wanted), started_at)
+
+    async def each(self, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """Return `work` of each item, done in the threads."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(self._pool, work, item) for item in items))
 
     def close(self) -> None:
         """End the threads; what waits is dropped."""

@@ -11,7 +11,8 @@ from services.inference.callers import priority_of as _priority
 from services.inference.changes import describe_all, with_public_failures, with_public_reasons
 from services.inference.classify import GivenImage, classify, off_the_loop
 from services.inference.classify_stream import classify_stream
-from services.inference.compare import compare, compare_dataset
+from services.inference.compare import compare
+from services.inference.compare_dataset import DatasetQuestion, compare_dataset
 from services.inference.context import Context, StatusOf
 from services.inference.engine import Engine
 from services.inference.generate import generate
@@ -83,22 +84,21 @@ class InferenceServicer(rpc.InferenceServicer):
         self, request: pb.CompareDatasetRequest, context: Context
     ) -> AsyncIterator[pb.CompareDatasetResponse]:
         """A split of a dataset through two classifiers, with progress."""
-        steps = compare_dataset(
-            self._engine,
+        question = DatasetQuestion(
             request.model_a,
             request.model_b,
             request.dataset,
             request.split,
             request.top_k,
             request.limit,
-            _deadline(context),
-            _priority(context),
+            request.num_returned_images,
         )
+        steps = compare_dataset(self._engine, question, _deadline(context), _priority(context))
         # Closed with the call, not when the collector comes round: it holds a place in the queue.
         async with aclosing(steps):
             async for step in steps:
                 num_scored = sum(len(result.a) + len(result.b) for result in step.found)
-                wire = partial(convert.dataset_progress_to_wire, step.progress, step.found)
+                wire = partial(convert.dataset_progress_to_wire, step.progress, step.found, step.images)
                 message = await off_the_loop(num_scored, wire)
                 if step.summary is not None:
                     message.MergeFrom(convert.dataset_end_to_wire(step.summary, step.timings))

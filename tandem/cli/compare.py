@@ -8,7 +8,7 @@ import click
 
 from tandem.cli.calls import name_of, open_client, printable, read_images, scored_documents, version_document
 from tandem.cli.compare_texts import compare_texts
-from tandem.cli.comparison_page import dataset_images, predicted_dataset, write_page
+from tandem.cli.comparison_page import file_images, num_page_images, predicted_dataset, volume_images, write_page
 from tandem.cli.output import check_output, console, json_option, open_volume, print_json, table
 from tandem.comparison.evidence import ALPHA, ClassDifference, Evidence, Standing, verdict
 from tandem.comparison.paired import agreement
@@ -51,7 +51,8 @@ def compare(
     """Compare models REF_A and REF_B on IMAGEs, or on a split of a dataset; or two predictions files.
 
     --report writes one page that needs no network: the verdict, the figures, the classes that differ, and the images
-    that the two name differently, where the dataset is on this machine's volume.
+    that the two name differently. Those of a dataset come from the server; those of predictions files from the dataset
+    on this machine's volume, where it is there.
 
     The files are what 'tandem evaluate' writes: give them as REF_A and REF_B, by their paths or as run:ID of the
     evaluation; no server is needed. Two evaluations of language models, as run:ID, are compared token by token:
@@ -76,7 +77,7 @@ def compare(
         answer = _from_files(*files, max(top_k, 5) if report else top_k)
         _show(answer, as_json)
         if report is not None:
-            write_page(report, answer, dataset_images(predicted_dataset(files[0])))
+            write_page(report, answer, volume_images(predicted_dataset(files[0])))
         return
     _check_usage(images, dataset, bool(limit or split), labels_from_folders)
     sources = read_images(images, lambda path: path.absolute().parent.name if labels_from_folders else "")
@@ -87,11 +88,11 @@ def compare(
         if dataset is None:
             answer = client.compare(reference_a, reference_b, sources, top_k)
         else:
-            answer = on_dataset(client, (reference_a, reference_b), dataset, split or "val", top_k, limit or 0)
+            references, num_shown = (reference_a, reference_b), num_page_images() if report else 0
+            answer = on_dataset(client, references, dataset, split or "val", top_k, limit or 0, num_shown)
     _show(answer, as_json)
     if report is not None:
-        of_files = {source.name: source.data for source in sources if isinstance(source.data, bytes)}
-        write_page(report, answer, of_files.get if dataset is None else dataset_images(dataset))
+        write_page(report, answer, file_images(images) if dataset is None else answer.images.get)
     # Of a dataset, images that can't be read are counted and listed; those named by hand must be right.
     if dataset is None and answer.failures:
         first = answer.failures[0]
@@ -174,7 +175,13 @@ def _check_usage(images: Sequence[Path], dataset: str | None, has_part: bool, la
 
 
 def on_dataset(
-    client: "Client", references: tuple[str, str], dataset: str, split: str, top_k: int, limit: int
+    client: "Client",
+    references: tuple[str, str],
+    dataset: str,
+    split: str,
+    top_k: int,
+    limit: int,
+    num_returned_images: int = 0,
 ) -> "Comparison":
     """Compare on a split of a dataset of the server's volume, with a progress bar."""
     from tandem.cli.progress import BarProgress
@@ -182,7 +189,7 @@ def on_dataset(
 
     with BarProgress() as progress:
         num_done: int | None = None
-        for step in client.compare_dataset(*references, dataset, split, top_k, limit):
+        for step in client.compare_dataset(*references, dataset, split, top_k, limit, num_returned_images):
             if isinstance(step, Comparison):
                 return step
             if num_done is None:

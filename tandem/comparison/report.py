@@ -45,6 +45,8 @@ def write_report(answer: Comparison, title: str, read_image: Callable[[str], byt
         verdict=verdict(evidence, answer.summary.a.label, answer.summary.b.label) if evidence else "",
         classes=classes[:MAX_CLASSES],
         num_classes=len(classes),
+        # The longest bar.
+        widest=abs(classes[0].difference) if classes else 1.0,
         num_significant=sum(each.adjusted_p <= ALPHA for each in classes),
         words=words,
         alpha=ALPHA,
@@ -105,5 +107,5 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.2f} %"
-    environment.filters["points"] = lambda share: f"{100 * share:+.2f}"
+    environment.filters["points"] = lambda share: f"{100 * share:+.2f}".replace("-", "−")
     return environment.get_template("report.html.j2")

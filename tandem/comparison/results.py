@@ -1,6 +1,7 @@
 """What models say of images, one model or two, as plain frozen values."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tandem.comparison.evidence import Evidence
 from tandem.comparison.paired import PairedTable
@@ -93,11 +94,15 @@ class ComparisonSummary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The answer of Compare: a result for each image. Of CompareDataset: those that differ or failed."""
+    """The answer of Compare: a result for each image. Of CompareDataset: those that differ or failed.
+
+    `images` are encoded images of disagreements, by their names, as far as CompareDataset was asked for them.
+    """
 
     results: tuple[PairResult, ...]
     summary: ComparisonSummary
     timings: Timings
+    images: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def disagreements(self) -> tuple[PairResult, ...]:

@@ -1,8 +1,6 @@
 """Image bytes to pixels: decoding, and the one transform that evaluation and serving share."""
 
-import io
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -10,18 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from tandem.checkpoints.card import Preprocessing
-from tandem.data.jpeg import has_more_scans
+from tandem.data.encoded import MAX_PIXELS, open_image, to_rgb
 from tandem.data.raw_image import RawImage
 from tandem.errors import InvalidImage
 from tandem.vision import ImageReadMode
 from tandem.vision import decode_image as torchvision_decode
 from tandem.vision import functional as transforms
 
-MAX_PIXELS = 50_000_000
-# A JPEG of 50 million pixels takes 30 ms for each scan, which may have 75 bytes; the usual progressive one has 10.
-MAX_SCANS = 100
-# What is read at all: PIL knows many more, and hands some of them (EPS) to other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Formats that torchvision decodes itself, about twice as fast as PIL; the others go through PIL. Not PNG: torchvision's
 # decoder crashes the process on damaged bytes (0.29, one in a hundred with six bytes changed; JPEG and WebP survived
 # 12,000 of those each).
@@ -31,10 +24,6 @@ _DIRECT_MODES = {"RGB", "L", "P", "RGBA", "1"}
 # Of an image many times longer than wide only the middle is resized: the ends are cut off afterwards anyway, and a
 # line of 60,000 × 1 pixels would take 100 MB on the way to 24 × 24.
 _LONGEST = 8
-
-# PIL's own warning about size: the limit below is enforced. Once for the process, since `catch_warnings` in threads
-# that decode at the same time would mix up each other's filters.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def to_pixels(image: bytes | RawImage, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -64,12 +53,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     One-channel images are repeated, transparency is dropped. The header is read first, so that an image over
     `max_pixels` is refused before it takes memory. Raises InvalidImage.
     """
-    image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise InvalidImage(f"the image has {width}×{height} pixels; the limit is {max_pixels:,} in all")
-    if image.format == "JPEG" and has_more_scans(data, MAX_SCANS):
-        raise InvalidImage(f"the JPEG image has more than {MAX_SCANS} scans")
+    image = open_image(data, max_pixels)
     try:
         if image.format in _DIRECT and image.mode in _DIRECT_MODES and not _is_animated(image):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -80,27 +64,12 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise InvalidImage(f"the {image.format} image does not decode; it is truncated or damaged") from error
 
 
-def _open(data: bytes) -> Image.Image:
-    if not data:
-        raise InvalidImage("the image is empty (0 bytes)")
-    try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise InvalidImage(f"the image has far more pixels than the limit of {MAX_PIXELS:,} in all") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InvalidImage("not an image that can be read: give JPEG, PNG, WebP, BMP or GIF") from error
-
-
 def _is_animated(image: Image.Image) -> bool:
     return bool(getattr(image, "is_animated", False))
 
 
 def _through_pil(image: Image.Image) -> Tensor:
-    if image.mode.startswith(("I", "F")):
-        # 16-bit grey: PIL's conversion to RGB would clip at 255, so the range is scaled first.
-        grey = np.asarray(image, dtype=np.float64) / 257
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    pixels = np.array(image.convert("RGB"))
+    pixels = np.array(to_rgb(image))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

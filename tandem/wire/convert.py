@@ -177,10 +177,16 @@ def comparison_from_wire(message: pb.CompareResponse) -> Comparison:
     )
 
 
-def dataset_progress_to_wire(progress: ComparisonProgress, found: Iterable[PairResult]) -> pb.CompareDatasetResponse:
-    """Return the message that says how far CompareDataset is, and what it `found` since the last one."""
+def dataset_progress_to_wire(
+    progress: ComparisonProgress, found: Iterable[PairResult], images: Iterable[tuple[str, bytes]] = ()
+) -> pb.CompareDatasetResponse:
+    """Return the message that says how far CompareDataset is, and what it `found` since the last one; `images` are
+    (name, encoded image)."""
     return pb.CompareDatasetResponse(
-        num_done=progress.num_done, num_images=progress.num_images, disagreements=pairs_to_wire(found)
+        num_done=progress.num_done,
+        num_images=progress.num_images,
+        disagreements=pairs_to_wire(found),
+        images=[pb.Image(name=name, data=data) for name, data in images],
     )
 
 

@@ -17,6 +17,9 @@ MAX_SCORE_TEXTS = 64
 MAX_SCORE_BYTES = 1024 * 1024
 MAX_SCORE_TOKENS = 65_536
 MAX_ALTERNATIVES = 20
+# Of a comparison of a dataset: images that its answer may hold, and their bytes in all.
+MAX_RETURNED_IMAGES = 500
+MAX_RETURNED_BYTES = 32 * 1024 * 1024
 # In the server at once: images (of two models in a comparison) and texts, of all models and of one. Room for a few of
 # the largest messages; at 500 images/s some eight seconds of work. One model leaves room for the others.
 MAX_QUEUE_ITEMS = 4096
@@ -65,6 +68,8 @@ def limits_metadata(num_devices: int = 1) -> tuple[tuple[str, str], ...]:
         "score-bytes": MAX_SCORE_BYTES,
         "score-tokens": MAX_SCORE_TOKENS,
         "alternatives-per-token": MAX_ALTERNATIVES,
+        "returned-images": MAX_RETURNED_IMAGES,
+        "returned-bytes": MAX_RETURNED_BYTES,
         "watchers": MAX_WATCHERS,
         "stream-images": MAX_STREAM_IMAGES,
         "stream-bytes": MAX_STREAM_BYTES,

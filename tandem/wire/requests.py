@@ -136,12 +136,18 @@ def compare_request(model_a: str, model_b: str, images: Sequence[pb.Image], top_
 
 
 def dataset_request(
-    model_a: str, model_b: str, dataset: str, split: str, top_k: int, limit: int
+    model_a: str, model_b: str, dataset: str, split: str, top_k: int, limit: int, num_returned_images: int = 0
 ) -> pb.CompareDatasetRequest:
     """Return the request of CompareDataset."""
     return _checked(
         lambda: pb.CompareDatasetRequest(
-            model_a=model_a, model_b=model_b, dataset=dataset, split=split, top_k=top_k, limit=limit
+            model_a=model_a,
+            model_b=model_b,
+            dataset=dataset,
+            split=split,
+            top_k=top_k,
+            limit=limit,
+            num_returned_images=num_returned_images,
         )
     )
 
@@ -231,17 +237,19 @@ def join_comparisons(answers: Sequence[Comparison], top_k: int) -> Comparison:
 
 
 class Collected:
-    """The images that CompareDataset has found so far."""
+    """What CompareDataset has found so far."""
 
     def __init__(self, received: Received) -> None:
         self._found: list[PairResult] = []
+        self._images: dict[str, bytes] = {}
         self._received = received
 
     def take(self, message: pb.CompareDatasetResponse) -> ComparisonProgress | Comparison:
         """Keep what `message` found; return the progress that it says, or the whole result with the last one."""
         self._received.count = message.num_done
         self._found += convert.pairs_from_wire(message.disagreements)
+        self._images |= {image.name: image.data for image in message.images}
         if not message.HasField("summary"):
             return ComparisonProgress(message.num_done, message.num_images)
         summary = convert.summary_from_wire(message.summary)
-        return Comparison(tuple(self._found), summary, convert.timings_from_wire(message.timings))
+        return Comparison(tuple(self._found), summary, convert.timings_from_wire(message.timings), self._images)

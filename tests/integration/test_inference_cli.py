@@ -159,7 +159,9 @@ def test_generate_on_this_machine_writes_what_the_server_writes(tandem: Terminal
     assert local.read_bytes() == served.read_bytes()
 
 
-def test_a_comparison_is_a_page_too(tandem: Terminal, tmp_path: Path) -> None:
+def test_a_comparison_is_a_page_too(tandem: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The images come from the server: the person at the terminal has no volume.
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "elsewhere"))
     page = tmp_path / "page.html"
     found = tandem.json("compare", "a", "b", "--data", "shapes", "--report", page)
     text = page.read_text()
@@ -173,6 +175,16 @@ def test_a_comparison_is_a_page_too(tandem: Terminal, tmp_path: Path) -> None:
     assert "there is no folder" in tandem(
         "compare", "a", "b", "--data", "shapes", "--report", tmp_path / "no" / "x.html", code=1
     )
+
+
+def test_a_page_of_files_shows_them(tandem: Terminal, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(20)]
+    for number, path in enumerate(paths):
+        path.write_bytes(png(number))
+    found = tandem.json("compare", "a", "b", *paths, "--report", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/png;base64,") == found["num_disagreements"] > 0
+    assert "not at hand" not in page
 
 
 def test_local_needs_no_server_and_says_what_is_wrong(

@@ -108,6 +108,20 @@ def test_a_dataset_with_itself_and_a_limit(client: Client) -> None:
     assert [result.name for result in answer.failures] == [f"val/{CLASS_IDS[3]}/val_3.png"]
 
 
+def test_the_images_that_differ_most_come_back_as_they_lie(client: Client) -> None:
+    *steps, answer = client.compare_dataset("a", "b", "shapes", num_returned_images=20)
+    assert all(isinstance(step, ComparisonProgress) for step in steps)
+    assert isinstance(answer, Comparison)
+    assert len(answer.disagreements) > 20
+    expected = {pair.name: png(int(pair.name.split("_")[1].removesuffix(".png"))) for pair in answer.ranked[:20]}
+    assert answer.images == expected
+    assert list(answer.images) == list(expected)
+    *_, without = client.compare_dataset("a", "b", "shapes")
+    assert isinstance(without, Comparison)
+    assert without.images == {}
+    assert without.results == answer.results
+
+
 def test_wrong_requests(client: Client) -> None:
     with pytest.raises(InvalidRequest, match="LSTM:1 is a language model") as caught:
         client.compare("a", "LSTM", [png(0)])
@@ -115,6 +129,10 @@ def test_wrong_requests(client: Client) -> None:
     with pytest.raises(InvalidRequest, match="no model reference") as caught:
         client.compare("a", "../b", [png(0)])
     assert caught.value.field == "model_b"
+    for number in (-1, 501):
+        with pytest.raises(InvalidRequest, match="1 to 500, or 0 for none") as caught:
+            list(client.compare_dataset("a", "b", "shapes", num_returned_images=number))
+        assert caught.value.field == "num_returned_images"
     for dataset, split in (("nope", "val"), ("shapes", "test")):
         with pytest.raises(DatasetNotFound):
             list(client.compare_dataset("a", "b", dataset, split))

@@ -2,16 +2,16 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from factories import png, publish_classifier, publish_language_model, write_image_dataset
-from waiting import until
+from waiting import held, until
 
-from services.inference import compare as comparing
+from services.inference import compare_dataset as comparing
 from services.inference.boundary import Boundary
 from services.inference.classify import off_the_loop
 from services.inference.engine import Engine
@@ -106,6 +106,43 @@ async def test_a_dataset_tells_how_far_it_is(running: Running, monkeypatch: pyte
     assert steps == [ComparisonProgress(done, 70) for done in (0, 32, 64)]
     assert isinstance(answer, Comparison)
     assert answer.summary.num_images == 70
+
+
+async def test_the_next_batch_is_decoded_while_the_device_computes(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, decode = list[int](), running.engine.decoder.decode
+
+    async def watched(sources: Sequence[Any], *arguments: Any) -> Any:
+        decoded.append(len(sources))
+        return await decode(sources, *arguments)
+
+    monkeypatch.setattr(running.engine.decoder, "decode", watched)
+    async with AsyncClient(running.address) as client:
+        # Loaded before the device is held.
+        await client.classify("pictures", [png(0)])
+        decoded.clear()
+        async with held(running.engine.scheduler):
+            steps = client.compare_dataset("pictures", "pictures", "shapes")
+            assert await anext(steps) == ComparisonProgress(0, 70)
+            await until(lambda: running.engine.scheduler.num_waiting == 32 and decoded == [32, 32])
+            await asyncio.sleep(0.05)
+            assert decoded == [32, 32], "one batch ahead, no more"
+        *_, answer = [step async for step in steps]
+    assert isinstance(answer, Comparison)
+    assert answer.summary.num_images == 70
+    assert decoded == [32, 32, 6]
+
+
+async def test_who_leaves_a_comparison_leaves_nothing_behind(running: Running) -> None:
+    async with AsyncClient(running.address) as client:
+        await client.classify("pictures", [png(0)])
+        async with held(running.engine.scheduler):
+            steps = client.compare_dataset("pictures", "pictures", "shapes", num_returned_images=10)
+            await anext(steps)
+            await until(lambda: running.engine.scheduler.num_waiting == 32)
+            await steps.aclose()  # type: ignore[attr-defined]
+            await until(lambda: running.engine.scheduler.num_items == running.engine.scheduler.num_waiting == 0)
 
 
 @dataclass(frozen=True)

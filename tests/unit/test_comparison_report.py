@@ -3,47 +3,13 @@
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
+from comparisons import comparison
 
-from tandem.comparison.matching import MatchedClasses
 from tandem.comparison.report import MAX_IMAGES, confusions, write_report
-from tandem.comparison.results import Comparison, ComparisonSummary, ModelVersion, PairResult, ScoredClass, Timings
-from tandem.comparison.weighing import Predictions, Recorder
-from tandem.data.manifest import ClassName
+from tandem.comparison.results import Comparison, PairResult, ScoredClass, Timings
 
-CLASSES = tuple(ClassName(id=f"n{number}", words=f"class {number}, thing") for number in range(6))
-A = ModelVersion("tiny", 1, "run-1", 10, "resnet18", "float32")
-B = replace(A, version=2, run_id="run-2")
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
-
-
-def scored(row: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> tuple[ScoredClass, ...]:
-    best = np.argsort(-row, kind="stable")[:5]
-    return tuple(ScoredClass(int(each), CLASSES[each].id, CLASSES[each].words, float(row[each])) for each in best)
-
-
-def comparison(num_images: int = 120, name: str = "val/val_{}.JPEG", labelled: bool = True) -> Comparison:
-    """Return a comparison in which b is right more often."""
-    chance = np.random.default_rng(5)
-    labels = np.arange(num_images) % 6
-    a, b = chance.dirichlet(np.full(6, 0.4), size=(2, num_images)).astype(np.float32)
-    b[::2] = 0.02
-    b[np.arange(0, num_images, 2), labels[::2]] = 0.9
-    recorder = Recorder(MatchedClasses.of(CLASSES, CLASSES))
-    known = labels if labelled else np.full(num_images, -1)
-    of_a, of_b = (Predictions(rows, np.argsort(-rows, axis=1, kind="stable")) for rows in (a, b))
-    apart = recorder.add(of_a, of_b, known).divergence
-    pairs = []
-    for place in range(num_images):
-        one, other = scored(a[place]), scored(b[place])
-        label = CLASSES[labels[place]].id if labelled else ""
-        agree = one[0].id == other[0].id
-        pairs.append(PairResult(name.format(place), label, one, other, agree, divergence=float(apart[place])))
-    evidence = recorder.evidence()
-    table = evidence.labelled.table if evidence.labelled else None
-    summary = ComparisonSummary(A, B, num_images, evidence.num_disagreements, 0, table, evidence)
-    return Comparison(tuple(pairs), summary, Timings())
 
 
 def test_the_page_has_the_verdict_the_figures_and_every_image() -> None:
@@ -110,3 +76,22 @@ def test_confusions_count_what_one_model_alone_takes_for_another_class() -> None
 )
 def test_images_are_what_they_are(data: bytes, media: str) -> None:
     assert f"data:image/{media};base64," in write_report(comparison(), "compared", lambda _: data)
+
+
+def _luminance(colour: str) -> float:
+    digits = "".join(each * 2 for each in colour) if len(colour) == 3 else colour
+    channels = (int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4))
+    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_text_stands_out_from_its_ground_in_light_and_dark() -> None:
+    page = write_report(comparison(), "compared", lambda _: None)
+    schemes = [dict(re.findall(r"--(\w+): #(\w+)", rule)) for rule in re.findall(r":root \{(.*?)\}", page)]
+    assert len(schemes) == 2
+    for colours in schemes:
+        for text in ("ink", "soft", "a", "b"):
+            for ground in ("paper", "card"):
+                light, dark = sorted((_luminance(colours[text]), _luminance(colours[ground])), reverse=True)
+                # WCAG's level AA for text of any size.
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)

@@ -255,34 +255,38 @@ class PairedAccuracy(_message.Message):
     def __init__(self, num_labelled: _Optional[int] = ..., both_right: _Optional[int] = ..., only_a_right: _Optional[int] = ..., only_b_right: _Optional[int] = ..., both_wrong: _Optional[int] = ..., accuracy_a: _Optional[float] = ..., accuracy_b: _Optional[float] = ..., mcnemar_exact_p: _Optional[float] = ..., mcnemar_mid_p: _Optional[float] = ..., difference: _Optional[float] = ..., difference_interval: _Optional[_Union[Interval, _Mapping]] = ..., standing_a: _Optional[_Union[Standing, _Mapping]] = ..., standing_b: _Optional[_Union[Standing, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassDifference, _Mapping]]] = ...) -> None: ...
 
 class CompareDatasetRequest(_message.Message):
-    __slots__ = ("model_a", "model_b", "dataset", "split", "top_k", "limit")
+    __slots__ = ("model_a", "model_b", "dataset", "split", "top_k", "limit", "num_returned_images")
     MODEL_A_FIELD_NUMBER: _ClassVar[int]
     MODEL_B_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     SPLIT_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    NUM_RETURNED_IMAGES_FIELD_NUMBER: _ClassVar[int]
     model_a: str
     model_b: str
     dataset: str
     split: str
     top_k: int
     limit: int
-    def __init__(self, model_a: _Optional[str] = ..., model_b: _Optional[str] = ..., dataset: _Optional[str] = ..., split: _Optional[str] = ..., top_k: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+    num_returned_images: int
+    def __init__(self, model_a: _Optional[str] = ..., model_b: _Optional[str] = ..., dataset: _Optional[str] = ..., split: _Optional[str] = ..., top_k: _Optional[int] = ..., limit: _Optional[int] = ..., num_returned_images: _Optional[int] = ...) -> None: ...
 
 class CompareDatasetResponse(_message.Message):
-    __slots__ = ("num_done", "num_images", "disagreements", "summary", "timings")
+    __slots__ = ("num_done", "num_images", "disagreements", "summary", "timings", "images")
     NUM_DONE_FIELD_NUMBER: _ClassVar[int]
     NUM_IMAGES_FIELD_NUMBER: _ClassVar[int]
     DISAGREEMENTS_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     num_done: int
     num_images: int
     disagreements: _containers.RepeatedCompositeFieldContainer[PairResult]
     summary: ComparisonSummary
     timings: Timings
-    def __init__(self, num_done: _Optional[int] = ..., num_images: _Optional[int] = ..., disagreements: _Optional[_Iterable[_Union[PairResult, _Mapping]]] = ..., summary: _Optional[_Union[ComparisonSummary, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    images: _containers.RepeatedCompositeFieldContainer[Image]
+    def __init__(self, num_done: _Optional[int] = ..., num_images: _Optional[int] = ..., disagreements: _Optional[_Iterable[_Union[PairResult, _Mapping]]] = ..., summary: _Optional[_Union[ComparisonSummary, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("model", "prompt", "sampling", "num_texts")
