@@ -97,8 +97,8 @@ class Decoder:
         loop = asyncio.get_running_loop()
         groups = [sources[first : first + _GROUP] for first in range(0, len(sources), _GROUP)]
         wanted = tuple(preprocessings)
-        if at_hand and len(sources) == 1 and (done := _at_once(sources[0](), wanted, started_at)) is not None:
-            return done
+        if at_hand and len(sources) == 1 and (at_once := _at_once(sources[0](), wanted, started_at)) is not None:
+            return at_once
 
         def in_pool(work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
             return loop.run_in_executor(self._pool, work, *arguments)

@@ -303,7 +303,8 @@ class Load:
     def call(self) -> None:
         # As the documentation of gRPC has it: a call that the server has not begun is tried again.
         policy = {"maxAttempts": 5, "initialBackoff": "0.05s", "maxBackoff": "1s", "backoffMultiplier": 2}
-        policy["retryableStatusCodes"] = ["UNAVAILABLE"]
+        # CANCELLED too: what gRPC has received and not yet handed to Python when it stops ends so.
+        policy["retryableStatusCodes"] = ["UNAVAILABLE", "CANCELLED"]
         config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
         options = [("grpc.service_config", config), ("grpc.initial_reconnect_backoff_ms", 50)]
         with grpc.insecure_channel(self.address, options=[*options, ("grpc.max_reconnect_backoff_ms", 200)]) as channel:

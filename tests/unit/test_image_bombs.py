@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -145,6 +146,10 @@ async def test_the_images_of_a_message_have_a_budget_of_pixels() -> None:
         decoder.close()
 
 
+def as_it_is(image: bytes | RawImage) -> bytes | RawImage:
+    return image
+
+
 async def test_only_what_is_small_whatever_it_holds_is_decoded_on_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -168,10 +173,10 @@ async def test_only_what_is_small_whatever_it_holds_is_decoded_on_the_event_loop
             (small, large, False),
         ):
             threads.clear()
-            batch = await decoder.decode([lambda image=image: image], [preprocessing], PixelBudget(), at_hand=True)
+            batch = await decoder.decode([partial(as_it_is, image)], [preprocessing], PixelBudget(), at_hand=True)
             assert len(batch.indices) == 1
             assert [each is here for each in threads] == [is_here]
-            in_threads = await decoder.decode([lambda image=image: image], [preprocessing], PixelBudget())
+            in_threads = await decoder.decode([partial(as_it_is, image)], [preprocessing], PixelBudget())
             assert torch.equal(in_threads.pixels[0], batch.pixels[0])
         (error,) = (await decoder.decode([lambda: damaged], [PREPROCESSING], at_hand=True)).errors
         assert error == (await decoder.decode([lambda: damaged], [PREPROCESSING])).errors[0] != ""
