@@ -94,7 +94,7 @@ def test_a_loop_that_ended_is_not_waited_for(scheduler: DeviceScheduler) -> None
     assert len(outcomes) == 2
 
 
-def test_all_that_a_selection_runs_waits_for_its_turn() -> None:
+def test_all_that_a_selection_runs_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layers = (torch.nn.Conv2d(3, 64, 3), torch.nn.AvgPool2d(7), torch.nn.Flatten(), torch.nn.Linear(256, 5))
     network = torch.nn.Sequential(*layers).eval().requires_grad_(False)
@@ -125,7 +125,7 @@ def test_all_that_a_selection_runs_waits_for_its_turn() -> None:
         watched(runtime)
         return runtime
 
-    selector._build = built  # type: ignore[method-assign]
+    monkeypatch.setattr(selector, "_build", built)
     selected = selector.select(network, PREPROCESSING, turns)
     assert len(predicted) > 17
     assert all(predicted)
