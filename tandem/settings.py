@@ -22,7 +22,7 @@
 | TANDEM_DEVICE | of serving (a run names its own): auto, cpu, cuda, cuda:1; or several: cuda:0,cuda:1 | auto |
 | TANDEM_MODEL_MEMORY | what the server's models may take on a device: 512MiB, 2GiB | half the RAM, 70 % of a GPU |
 | TANDEM_ENGINE | what runs classifiers: auto (the fastest that agrees with eager), eager, compiled, openvino | auto |
-| TANDEM_PRECISION | in which Classify computes: float32, or bfloat16 where the device has it | float32 |
+| TANDEM_PRECISION | in which Classify computes: float32, bfloat16 where the device has it, or int8 on a CPU | float32 |
 | TANDEM_LEASE_S | seconds for which a worker holds a run without renewing | 5 |
 | TANDEM_STOP_GRACE_S | seconds a training process gets to save before it is killed | 60 |
 | TANDEM_DRAIN_DELAY_S | seconds for which a stopping server still takes calls | 0 on loopback, else 5 |
@@ -51,9 +51,10 @@ _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _LOG_FORMATS = ("text", "json")
 # The first of each is the default.
 _ENGINES = ("auto", "eager", "compiled", "openvino")
-_PRECISIONS = ("float32", "bfloat16")
+_PRECISIONS: tuple[Literal["float32", "bfloat16", "int8"], ...] = ("float32", "bfloat16", "int8")
 
 Default = TypeVar("Default", float, None)
+Choice = TypeVar("Choice", bound=str)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Settings:
     # Bytes; None for the default, which hangs on the device.
     model_memory: int | None
     engine: str
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16", "int8"]
     lease_s: float
     stop_grace_s: float
     drain_delay_s: float | None
@@ -101,7 +102,7 @@ class Settings:
             device=get("TANDEM_DEVICE") or "auto",
             model_memory=_size(environment, "TANDEM_MODEL_MEMORY"),
             engine=_one_of(environment, "TANDEM_ENGINE", _ENGINES),
-            precision="bfloat16" if _one_of(environment, "TANDEM_PRECISION", _PRECISIONS) == "bfloat16" else "float32",
+            precision=_one_of(environment, "TANDEM_PRECISION", _PRECISIONS),
             lease_s=_seconds(environment, "TANDEM_LEASE_S", 5.0),
             stop_grace_s=_seconds(environment, "TANDEM_STOP_GRACE_S", 60.0),
             drain_delay_s=_not_negative(environment, "TANDEM_DRAIN_DELAY_S", "seconds", None),
@@ -176,11 +177,12 @@ def _switch(environment: Mapping[str, str], name: str, default: bool) -> bool:
     return text == "1"
 
 
-def _one_of(environment: Mapping[str, str], name: str, values: tuple[str, ...]) -> str:
+def _one_of(environment: Mapping[str, str], name: str, values: tuple[Choice, ...]) -> Choice:
     text = (environment.get(name) or values[0]).lower()
-    if text not in values:
-        raise InvalidRequest(f"{name}={text!r} is none of {', '.join(values)}", field=name)
-    return text
+    for value in values:
+        if text == value:
+            return value
+    raise InvalidRequest(f"{name}={text!r} is none of {', '.join(values)}", field=name)
 
 
 def _log_level(text: str) -> str:

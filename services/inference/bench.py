@@ -61,7 +61,7 @@ class Request:
     images: str
     device: str = "auto"
     engine: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast
 
 import torch
 from torch import nn
 
+from services.inference.calibration import calibration_pixels
 from services.inference.memory import Footprint, tensor_bytes
 from services.inference.runtimes.interface import ClassifierRuntime, LanguageRuntime
 from services.inference.runtimes.language import EagerLanguageModel
@@ -24,6 +26,7 @@ from tandem.data.vocabulary import Vocabulary
 from tandem.errors import CheckpointCorrupt, InvalidRequest, OutOfMemory
 from tandem.models.language_models import LanguageModel
 from tandem.models.scoring import TextScorer
+from tandem.volume import Volume
 from tandem.wire.results import RuntimeDetails
 
 # What loading needs at its worst, as multiples of the weights' file. A checkpoint is read, parsed and put into the
@@ -123,8 +126,11 @@ def load(
     devices: Sequence[torch.device],
     selectors: Sequence[RuntimeSelector],
     turns: Sequence[Turns] | None = None,
+    volume: Volume | None = None,
 ) -> Served:
     """Verify and load what `located` names, read once and put on each device with its selector, tried out in its turns.
+
+    `volume` is where the data are that int8 is fitted to.
 
     Raises CheckpointCorrupt or TrainingFailed. A classifier's runtimes have run batches of every size; a language model
     is not yet warm.
@@ -132,7 +138,7 @@ def load(
     try:
         checkpoint = load_checkpoint(located.checkpoint, located.digest)
         if isinstance(checkpoint.card, ClassifierCard):
-            places = _Places(devices, selectors, turns or [at_once] * len(devices))
+            places = _Places(devices, selectors, turns or [at_once] * len(devices), volume)
             return _classifier(located, checkpoint.card, _copies(checkpoint.network, devices), places)
         return _language_model(located, checkpoint.card, checkpoint, devices)
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -146,13 +152,15 @@ class _Places:
     devices: Sequence[torch.device]
     selectors: Sequence[RuntimeSelector]
     turns: Sequence[Turns]
+    volume: Volume | None
 
 
 def _classifier(
     located: Located, card: ClassifierCard, networks: Sequence[nn.Module], places: _Places
 ) -> ServedClassifier:
+    calibration = None if places.volume is None else partial(calibration_pixels, places.volume, card)
     selected = [
-        selector.select(network, card.preprocessing, turns)
+        selector.select(network, card.preprocessing, turns, calibration)
         for network, selector, turns in zip(networks, places.selectors, places.turns, strict=True)
     ]
     log.info("%s in %s runs on %s", located.label, selected[0].runtime.dtype, selected[0].reason)

@@ -134,7 +134,7 @@ async def _engine(settings: Settings) -> AsyncIterator[Engine]:
     loads, loaders = LoadCounts(), ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="load")
     wiring = Wiring(
         load=lambda located: loads.count(
-            _load_warm(loaders, devices, [selectors[device] for device in named], located)
+            _load_warm(loaders, devices, [selectors[device] for device in named], volume, located)
         ),
         needed_bytes=lambda located: needed_bytes(located, max(map(named.count, named))),
         is_busy=devices.is_busy,
@@ -151,13 +151,13 @@ async def _engine(settings: Settings) -> AsyncIterator[Engine]:
 
 
 async def _load_warm(
-    loaders: Executor, devices: Devices, selectors: Sequence[RuntimeSelector], located: Located
+    loaders: Executor, devices: Devices, selectors: Sequence[RuntimeSelector], volume: Volume, located: Located
 ) -> Served:
     """Load beside what is served, then run it once on each device, so that its first caller doesn't wait."""
     loop, names = asyncio.get_running_loop(), [scheduler.device for scheduler in devices]
     turns = [partial(run_in_turn, scheduler, loop) for scheduler in devices]
     # Not on the threads that prompts are read on: a load takes seconds, and more where the volume is slow.
-    served = await loop.run_in_executor(loaders, load, located, names, selectors, turns)
+    served = await loop.run_in_executor(loaders, load, located, names, selectors, turns, volume)
     if isinstance(served, ServedClassifier):
         tried = [await _tried(scheduler, each) for scheduler, each in zip(devices, served.everywhere, strict=True)]
         return replace(tried[0], elsewhere=tuple(tried[1:]))

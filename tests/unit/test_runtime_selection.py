@@ -75,6 +75,37 @@ def test_what_is_not_eager_is_refused(answer: Callable[[Tensor], Tensor], said: 
         checked(Fake(answer))
 
 
+def test_int8_is_named_told_and_keeps_rows_apart() -> None:
+    asked: list[int] = []
+
+    def calibration() -> Tensor:
+        asked.append(1)
+        return PIXELS
+
+    selected = RuntimeSelector(CPU, "auto", "int8").select(network(), PREPROCESSING, calibration=calibration)
+    assert (selected.runtime.name, selected.runtime.dtype) == ("openvino", "int8")
+    assert selected.keeps_rows
+    assert asked == [1]
+    assert 0 < selected.drift.mean <= selected.drift.largest < 0.5
+    # For Compare.
+    assert selected.eager.dtype == "float32"
+    expected = EagerClassifier(network(), PREPROCESSING, CPU).predict(PIXELS)
+    assert torch.equal(selected.eager.predict(PIXELS), expected)
+    assert not torch.equal(selected.runtime.predict(PIXELS), expected)
+    # Another one of the same structure has ranges, and answers, of its own.
+    other = RuntimeSelector(CPU, "openvino", "int8").select(network(1), PREPROCESSING)
+    assert not torch.equal(other.runtime.predict(PIXELS), selected.runtime.predict(PIXELS))
+
+
+def test_int8_where_it_can_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, engine in ((CUDA, "auto"), (CPU, "eager"), (CPU, "compiled")):
+        with pytest.raises(InvalidRequest, match="TANDEM_PRECISION=int8 is OpenVINO's, on a CPU"):
+            RuntimeSelector(device, engine, "int8")
+    monkeypatch.setattr(selection, "find_spec", lambda _: None)
+    with pytest.raises(InvalidRequest, match="the package nncf is not installed"):
+        RuntimeSelector(CPU, "auto", "int8")
+
+
 def test_bfloat16_has_no_tolerance_but_no_neighbours_either() -> None:
     assert checked(Fake(lambda logits: logits * 1.01, "bfloat16")) > TOLERANCE
     with pytest.raises(Refused, match="in a batch of 1 differ"):

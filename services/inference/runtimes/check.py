@@ -3,7 +3,8 @@
 In float32 the largest difference of probabilities may be TOLERANCE, and the best class is the same wherever eager's two
 best are further apart. OpenVINO reaches 1e-6 to 6e-6 (eleven networks, random weights, logits up to 10, 64 px).
 On a CPU a row must also keep its bits in batches of every size and at other places (guarantee 5 of the design).
-In bfloat16, which is asked for, the difference has no limit but is told: OpenVINO's is 5e-3 to 5e-2 at its largest.
+In bfloat16 and int8, which are asked for, the difference has no limit but is told: OpenVINO's is 5e-3 to 5e-2 at its
+largest in bfloat16.
 """
 
 from dataclasses import dataclass

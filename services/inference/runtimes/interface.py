@@ -7,7 +7,7 @@ from torch import Tensor
 from tandem.models.language_models import ModelState
 from tandem.models.slots import Slots
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 
 
 class ClassifierRuntime(Protocol):

@@ -2,7 +2,7 @@
 
 On a CPU `auto` tries OpenVINO. torch.compile takes a minute of both cores for a network there, and is slower at every
 batch size; it must be asked for, and so must eager in bfloat16, which takes 1.4 s for one image of MobileNet v3. On a
-GPU `auto` tries compiled. Language models run eager.
+GPU `auto` tries compiled. int8 is OpenVINO's alone, and must be asked for too. Language models run eager.
 """
 
 import copy
@@ -24,6 +24,7 @@ from services.inference.memory import taken_on, tensor_bytes
 from services.inference.runtimes.check import NUM_IMAGES, Drift, Refused, check, check_pixels
 from services.inference.runtimes.compiled import CompiledClassifier, has_cpp_compiler
 from services.inference.runtimes.eager import EagerClassifier, check_finite
+from services.inference.runtimes.int8 import Calibration, quantised
 from services.inference.runtimes.interface import ClassifierRuntime, Precision
 from services.inference.runtimes.openvino import GraphCache, OpenVinoClassifier
 from services.inference.runtimes.pixels import FromPixels
@@ -69,6 +70,14 @@ class _Passed:
     keeps_rows: bool = False
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """How a network is tried out: see `select`."""
+
+    turns: Turns
+    calibration: Calibration | None
+
+
 class RuntimeSelector:
     """Selects for networks on `device`. Used by several threads; two networks are never timed at once."""
 
@@ -89,16 +98,23 @@ class RuntimeSelector:
         self._building = threading.Lock()
         self._grown: dict[Structure, list[int]] = {}
 
-    def select(self, network: nn.Module, preprocessing: Preprocessing, turns: Turns = at_once) -> Selected:
+    def select(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        turns: Turns = at_once,
+        calibration: Calibration | None = None,
+    ) -> Selected:
         """Return how `network`, in eval mode, is to be run; it is taken over. Raise CheckpointCorrupt if it can't be.
 
-        Runs every size of batch of what it tries, in `turns` of the device.
+        Runs every size of batch of what it tries, in `turns` of the device. `calibration` returns the images that int8
+        is fitted to; without it they are made up.
         """
         structure = repr(network), preprocessing.image_size
         own = tensor_bytes(network)
         with self._building:
             before = taken_on(self._device)
-            selected = self._select(network, preprocessing, structure, turns)
+            selected = self._select(network, preprocessing, structure, _Trial(turns, calibration))
             grown = taken_on(self._device) - before
         return replace(selected, num_bytes=self._num_bytes(structure, own, grown))
 
@@ -108,20 +124,22 @@ class RuntimeSelector:
         self._grown[structure] = measured[-_NUM_MEASURED:]
         return max(own, statistics.median_low(self._grown[structure]))
 
-    def _select(self, network: nn.Module, preprocessing: Preprocessing, structure: Structure, turns: Turns) -> Selected:
+    def _select(
+        self, network: nn.Module, preprocessing: Preprocessing, structure: Structure, trial: "_Trial"
+    ) -> Selected:
         # What the device's thread has; compiled code is made for one number of threads.
         torch.set_num_threads(max(2, self._num_threads))
         eager = EagerClassifier(shared_copy(network), preprocessing, self._device)
         pixels = check_pixels(preprocessing.image_size)
-        expected = InTurns(eager, turns).predict(pixels)
+        expected = InTurns(eager, trial.turns).predict(pixels)
         check_finite(expected)
         passed: dict[str, _Passed] = {}
         refused: list[str] = []
         for name in self._names:
             try:
-                runtime = self._build(name, network, eager, preprocessing)
+                runtime = self._build(name, network, eager, preprocessing, trial.calibration)
                 on_cpu = self._device.type == "cpu"
-                passed[name] = _Passed(runtime, check(InTurns(runtime, turns), expected, pixels, on_cpu), on_cpu)
+                passed[name] = _Passed(runtime, check(InTurns(runtime, trial.turns), expected, pixels, on_cpu), on_cpu)
             except Refused as reason:
                 refused.append(f"{name} is refused: {reason}")
             except ImportError as error:
@@ -130,14 +148,21 @@ class RuntimeSelector:
                 # Whatever a compiler can't do with a network, eager answers.
                 log.info("%s can't run this network", name, exc_info=error)
                 refused.append(f"{name} can't run this network ({type(error).__name__})")
-        return self._choose(eager, passed, refused, structure, pixels, turns)
+        return self._choose(eager, passed, refused, structure, pixels, trial.turns)
 
     def _build(
-        self, name: str, network: nn.Module, eager: EagerClassifier, preprocessing: Preprocessing
+        self,
+        name: str,
+        network: nn.Module,
+        eager: EagerClassifier,
+        preprocessing: Preprocessing,
+        calibration: Calibration | None,
     ) -> ClassifierRuntime:
         size = preprocessing.image_size
         if name == "openvino":
             graph = self._graphs.graph(FromPixels(network, preprocessing), size)
+            if self._precision == "int8":
+                graph = quantised(graph, calibration() if calibration is not None else check_pixels(size))
             return OpenVinoClassifier(graph, size, self._precision, self._num_threads)
         if self._precision != "float32":
             eager = EagerClassifier(copy.deepcopy(network), preprocessing, self._device, self._precision)
@@ -176,6 +201,8 @@ class RuntimeSelector:
 
 def engines(device: torch.device, engine: str, precision: Precision) -> tuple[str, ...]:
     """Return the runtimes to try beside eager in float32, which is always there."""
+    if precision == "int8":
+        return ("openvino",)
     if engine != "auto":
         return () if engine == "eager" and precision == "float32" else (engine,)
     return ("openvino",) if device.type == "cpu" else ("compiled",)
@@ -191,6 +218,13 @@ def check_available(device: torch.device, engine: str, precision: Precision) -> 
     if engine == "compiled" and device.type == "cpu" and not has_cpp_compiler():
         raise InvalidRequest(f"{asked}: there is no C++ compiler (g++) on PATH; install one, or set TANDEM_ENGINE=auto")
     assert precision in get_args(Precision)
+    if precision == "int8" and (device.type != "cpu" or engine not in ("auto", "openvino")):
+        raise InvalidRequest(
+            "TANDEM_PRECISION=int8 is OpenVINO's, on a CPU: set TANDEM_DEVICE=cpu and TANDEM_ENGINE=auto, or "
+            "TANDEM_PRECISION=float32"
+        )
+    if precision == "int8" and find_spec("nncf") is None:
+        raise InvalidRequest("TANDEM_PRECISION=int8: the package nncf is not installed; install it")
     if precision == "bfloat16" and resolve_precision("auto", device) != "bfloat16":
         raise InvalidRequest(
             f"TANDEM_PRECISION=bfloat16: {device} has no instructions for it; set TANDEM_PRECISION=float32"
