@@ -35,10 +35,9 @@ from tandem.comparison.predictions import (
     ScoredId,
     write_predictions,
 )
-from tandem.data.manifest import ImageDataset
 from tandem.data.splits import ImageSplit, open_split
 from tandem.errors import InvalidJob, NonFiniteLoss
-from tandem.jobs.checks import image_split
+from tandem.jobs.checks import image_split, model_classes
 from tandem.jobs.spec import EvaluationJob
 from tandem.models.devices import resolve_device, resolve_precision
 from tandem.volume import Volume, replace_json, volume_errors
@@ -115,21 +114,6 @@ def _open_subject(spec: EvaluationJob, volume: Volume) -> _Subject:
     )
     network = checkpoint.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _Subject(header, network, Evaluator(card.preprocessing, device, precision, spec.batch_size), split)
-
-
-def model_classes(card: ClassifierCard, dataset: ImageDataset, label: str) -> list[int]:
-    """Return, for each class of `dataset`, its place among the outputs of the model called `label`.
-
-    Raises InvalidJob that names the first class that the model does not know.
-    """
-    places = {each.id: place for place, each in enumerate(card.classes)}
-    unknown = [each.id for each in dataset.classes if each.id not in places]
-    if unknown:
-        raise InvalidJob(
-            f"{label} does not know the class {unknown[0]!r} of dataset {dataset.name!r} ({len(unknown)} of "
-            f"{len(dataset.classes)} are unknown to it); evaluate it on data of its own {len(places)} classes"
-        )
-    return [places[each.id] for each in dataset.classes]
 
 
 def _predict(

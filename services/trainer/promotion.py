@@ -3,12 +3,14 @@
 It leaves in the run directory both evaluations (`candidate/` and `against/`, each as an evaluation job leaves them) and
 `promotion.json`:
 
-    {"candidate", "alias", "promoted", "reason", "evidence"}
+    {"candidate", "alias", "previous_version", "promoted", "reason", "evidence"}
 
 The decision is carried out in the registry, and stands in the model's history with the run that made it; an attempt
-that finds it there, because the one before was killed, decides nothing anew.
+that finds it there, because the one before was killed, decides nothing anew. Killed between the move and that line, the
+next attempt finds that the version has the alias already, and the evaluations are what is left of the evidence.
 """
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,9 +19,17 @@ from typing import Any
 
 from services.trainer.evaluation import evaluate
 from services.trainer.text_evaluation import evaluate_text
-from tandem.checkpoints.promotion import Decision, Gate, carry_out, decide, decide_on_texts
+from tandem.checkpoints.promotion import (
+    Decision,
+    Gate,
+    carry_out,
+    decide,
+    decide_on_texts,
+    opponent,
+    without_comparison,
+)
 from tandem.checkpoints.registry import Registry, Version
-from tandem.comparison.predictions import PREDICTIONS_FILE, compare_predictions
+from tandem.comparison.predictions import EVALUATION_FILE, PREDICTIONS_FILE, compare_predictions
 from tandem.errors import Conflict, InvalidJob
 from tandem.jobs.promotion_checks import candidate_of, evaluation_of
 from tandem.jobs.promotion_spec import PROMOTION_FILE, PromotionJob
@@ -55,24 +65,25 @@ class Promoter:
         """
         registry = Registry(self.volume)
         candidate = candidate_of(self.spec.model, self.volume)
-        decision = self._decided_before(registry, candidate)
+        if (settled := self._settled_before(registry, candidate)) is not None:
+            return self._leave(candidate, *settled)
+        against = opponent(candidate.name, self.spec.alias, self.spec.against)
         tries = 0
-        while decision is None:
+        while True:
+            tries += 1
             before = registry.aliases(candidate.name).get(self.spec.alias)
-            decision = self._decide(registry, candidate, before)
+            decision = without_comparison(candidate.version, before, against) or self._compare(
+                registry, candidate, against or f"{candidate.name}:{before}"
+            )
             if decision is None:
                 return None
-            if before == candidate.version:
-                break
             try:
                 with self.fence():
                     carry_out(registry, candidate.name, self.spec.alias, candidate.version, before, decision, self._by)
+                return self._leave(candidate, decision, before)
             except Conflict:
-                tries += 1
-                if self.spec.against is not None or tries == _TRIES:
+                if against is not None or tries == _TRIES:
                     raise
-                decision = None
-        return self._leave(candidate, decision)
 
     @property
     def _by(self) -> str:
@@ -82,31 +93,28 @@ class Promoter:
     def _of_images(self) -> bool:
         return self.spec.kind == "promote_classifier"
 
-    def _decided_before(self, registry: Registry, candidate: Version) -> Decision | None:
-        """Return what an attempt before this one has decided and written down."""
+    def _settled_before(self, registry: Registry, candidate: Version) -> tuple[Decision, int | None] | None:
+        """Return what an attempt before this one has decided and written down, and who had the alias then."""
         for entry in registry.history(candidate.name):
             if entry.get("by") == self._by and entry.get("alias") == self.spec.alias:
                 evidence = dict(entry.get("evidence") or {})
-                return Decision("to" in entry, str(evidence.pop("reason", "")), evidence)
+                decision = Decision("refused" not in entry, str(evidence.pop("reason", "")), evidence)
+                return decision, entry.get("from", entry.get("kept"))
         return None
 
-    def _decide(self, registry: Registry, candidate: Version, before: int | None) -> Decision | None:
-        if before == candidate.version:
-            return Decision(True, "it has the alias already", {})
-        if self.spec.against is None and before is None:
-            return Decision(True, "nothing had the alias", {})
-        ours = f"{candidate.name}:{candidate.version}"
-        theirs = registry.resolve(self.spec.against or f"{candidate.name}:{before}").label
+    def _compare(self, registry: Registry, candidate: Version, against: str) -> Decision | None:
+        """Return what both evaluations say; None if it was stopped."""
+        ours, theirs = f"{candidate.name}:{candidate.version}", registry.resolve(against).label
         if theirs == ours:
             raise InvalidJob(f"{ours} is what it is to beat; give another --if-better-than")
-        for directory, model in (("candidate", ours), ("against", theirs)):
-            if not self._evaluate(model, directory):
-                return None
-        return self._weigh()
+        done = self._evaluate(ours, "candidate") and self._evaluate(theirs, "against")
+        return self._weigh() if done else None
 
     def _evaluate(self, model: str, name: str) -> bool:
-        """Evaluate `model` into the directory `name`; return False if it was stopped."""
+        """Evaluate `model` into the directory `name`, unless that was done; return False if it was stopped."""
         directory = self.run / name
+        if evaluated_model(directory) == model:
+            return True
         with volume_errors(directory), self.fence():
             directory.mkdir(exist_ok=True)
         job: Any = evaluation_of(self.spec, model)
@@ -125,11 +133,12 @@ class Promoter:
         found = compare_text_evaluations(a, b, confidence=1 - gate.alpha)
         return decide_on_texts(found, b.model, a.model, gate, f"{b.dataset}/{b.split}")
 
-    def _leave(self, candidate: Version, decision: Decision) -> Promotion:
+    def _leave(self, candidate: Version, decision: Decision, before: int | None) -> Promotion:
         label, alias = f"{candidate.name}:{candidate.version}", f"{candidate.name}@{self.spec.alias}"
         document = {
             "candidate": label,
             "alias": self.spec.alias,
+            "previous_version": before,
             "promoted": decision.passes,
             "reason": decision.reason,
             "evidence": decision.evidence or None,
@@ -141,3 +150,11 @@ class Promoter:
         }
         verdict = f"{alias} is {label}" if decision.passes else f"{alias} stays where it is"
         return Promotion(f"{verdict}: {decision.reason}", {"promoted": float(decision.passes), **numbers})
+
+
+def evaluated_model(directory: Path) -> str | None:
+    """Return the model whose whole evaluation is in a directory; an attempt before may have left it."""
+    try:
+        return str(json.loads((directory / EVALUATION_FILE).read_bytes())["model"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a candidate must show: a gain of at least `min_gain` (a share, -1 to 1), no chance at the level `alpha`.
+    """What a candidate must show: a gain that is no chance at the level `alpha`, and was found to be `min_gain` or more
+    (a share, 0 to 1: a floor under what was measured, not part of the test).
 
     Of a classifier the gain is one of accuracy@1, and McNemar's mid-p tests it. Of a language model it is the share by
     which the perplexity falls, and the interval of the difference of the losses must not hold 0.
@@ -28,10 +29,8 @@ class Gate:
     alpha: float = ALPHA
 
     def __post_init__(self) -> None:
-        if not -1 <= self.min_gain <= 1:
-            raise InvalidRequest(
-                f"the least gain is {self.min_gain}; it is a share, between -1 and 1", field="min_gain"
-            )
+        if not 0 <= self.min_gain <= 1:
+            raise InvalidRequest(f"the least gain is {self.min_gain}; it is a share, between 0 and 1", field="min_gain")
         if not 0 < self.alpha < 1:
             raise InvalidRequest(f"alpha is {self.alpha}; it must be between 0 and 1", field="alpha")
 
@@ -60,6 +59,8 @@ def decide(summary: ComparisonSummary, gate: Gate, data: str) -> Decision:
         "on": data,
         **asdict(gate),
         "num_images": table.num_examples,
+        "num_errors": summary.num_errors,
+        "num_unlabelled": summary.num_images - table.num_examples,
         "accuracy": table.accuracy_b,
         "accuracy_before": table.accuracy_a,
         "gain": found.difference,
@@ -67,6 +68,7 @@ def decide(summary: ComparisonSummary, gate: Gate, data: str) -> Decision:
         "only_candidate_right": table.only_b_right,
         "only_before_right": table.only_a_right,
         "mid_p": table.mid_p,
+        "exact_p": table.exact_p,
     }
     figures = (
         f"{100 * found.difference:+.2f} points on {table.num_examples:,} images of {data}, mid-p {table.mid_p:.2g}"
@@ -81,8 +83,13 @@ def decide(summary: ComparisonSummary, gate: Gate, data: str) -> Decision:
 
 
 def decide_on_texts(found: "TokenComparison", candidate: str, against: str, gate: Gate, data: str) -> Decision:
-    """Decide on the language model `candidate`, b of `found`, whose interval is at the level of `gate`."""
-    share = found.perplexity_b / found.perplexity_a
+    """Decide on the language model `candidate`, b of `found`, whose interval is at the level of `gate`.
+
+    Raises Conflict where the text is too short for an interval.
+    """
+    if not found.has_interval:
+        raise Conflict(f"{data} has {found.num_tokens:,} tokens, from which nothing follows: take a longer text")
+    share = found.share
     evidence = {
         "candidate": candidate,
         "against": against,
@@ -102,11 +109,28 @@ def decide_on_texts(found: "TokenComparison", candidate: str, against: str, gate
     )
     if share >= 1:
         return Decision(False, f"{candidate} is no better than {against}: {figures}", evidence)
-    if found.interval.high >= 0:
+    if not found.interval.high < 0:
         return Decision(False, f"that is no evidence at alpha {gate.alpha:g}: {figures}", evidence)
     if 1 - share < gate.min_gain:
         return Decision(False, f"the gain is below {100 * gate.min_gain:g} %: {figures}", evidence)
     return Decision(True, f"{candidate} is better than {against}: {figures}", evidence)
+
+
+def without_comparison(version: int, before: int | None, against: str | None) -> Decision | None:
+    """Return what is decided of `version` without a comparison, where `before` has the alias; None where it needs one.
+
+    `against` is what is to be beaten, None for whoever has the alias.
+    """
+    if against is not None:
+        return None
+    if before is None:
+        return Decision(True, "nothing had the alias", {})
+    return Decision(True, "it has the alias already", {}) if before == version else None
+
+
+def opponent(name: str, alias: str, against: str | None) -> str | None:
+    """Return what is to be beaten; None for whoever has the alias, which is also what NAME@ALIAS means."""
+    return None if against == f"{name}@{alias}" else against
 
 
 def carry_out(
@@ -114,7 +138,9 @@ def carry_out(
 ) -> None:
     """Move the alias, or note that it stays; raise Conflict where it is no longer at `expected`."""
     evidence = {**decision.evidence, "reason": decision.reason}
-    if decision.passes:
+    if decision.passes and expected == version:
+        registry.note(name, {"alias": alias, "kept": expected, "by": by, "evidence": evidence})
+    elif decision.passes:
         registry.set_alias(name, alias, version, by, expected, {"evidence": evidence})
     else:
         registry.note(name, {"alias": alias, "kept": expected, "refused": version, "by": by, "evidence": evidence})

@@ -322,8 +322,12 @@ def _write_version(directory: Path, version: Version) -> None:
 
 
 def _append(directory: Path, entries: list[dict[str, Any]]) -> None:
-    with open(directory / "history.jsonl", "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in entries)
+    with open(directory / "history.jsonl", "ab+") as file:
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+        # A crash may have cut the last line short, which would take the next one along.
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            lines = "\n" + lines
+        file.write(lines.encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -30,15 +30,20 @@ def compare_texts(run_a: Path, run_b: Path, as_json: bool) -> None:
 
 
 def _tokens(a: "TextEvaluation", b: "TextEvaluation", count: int) -> "list[TokenDifference]":
-    """Return the tokens that differ most, where the dataset is still on the volume."""
+    """Return the tokens that differ most, where the dataset is still on the volume, and still the same."""
     from tandem.checkpoints.files import VOCABULARY_FILE
     from tandem.comparison.text_evaluations import differing_tokens
+    from tandem.data.manifest import read_dataset
     from tandem.data.vocabulary import Vocabulary
+    from tandem.errors import TandemError
 
-    directory = open_volume().dataset(a.dataset)
+    volume = open_volume()
+    directory = volume.dataset(a.dataset)
     try:
+        if read_dataset(volume, a.dataset).fingerprint != a.facts["dataset_fingerprint"]:
+            return []
         vocabulary = Vocabulary.from_json((directory / VOCABULARY_FILE).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, TandemError):
         return []
     return differing_tokens(a, b, directory, vocabulary, count)
 
@@ -53,8 +58,8 @@ def _document(
         "verdict": verdict(found, a.model, b.model),
         "a": {"model": a.model, "mode": a.mode, "loss": found.loss_a, "ppl": found.perplexity_a},
         "b": {"model": b.model, "mode": b.mode, "loss": found.loss_b, "ppl": found.perplexity_b},
-        "difference": {"value": found.difference, "interval": [*found.interval]},
-        "ppl_ratio": {"value": found.perplexity_b / found.perplexity_a, "interval": [*found.ratio]},
+        "difference": {"value": found.difference, "interval": [*found.interval] if found.has_interval else None},
+        "ppl_ratio": {"value": found.share, "interval": [*found.ratio] if found.has_interval else None},
         "block_tokens": found.block_tokens,
         "tokens": [
             {

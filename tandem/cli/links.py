@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tandem.checkpoints.promotion import opponent
 from tandem.errors import InvalidJob
 from tandem.jobs.scheduling import Scheduling
 from tandem.jobs.spec import PromotionJob, make_spec
@@ -64,6 +65,7 @@ class Links:
             return None
         split = {"split": self.evaluate_split} if self.evaluate_split else {}
         values = {"model": f"run:{run_id}", **split, **_basis(spec), **self.promotion}
+        values["against"] = opponent(spec.model_name, values["alias"], values.get("against"))
         job = make_spec({"kind": spec.kind.replace("train_", "promote_"), **values})
         assert isinstance(job, PromotionJob)
         return job

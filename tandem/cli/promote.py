@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tandem.cli.output import json_option, open_volume, print_json
-from tandem.errors import Conflict, InvalidRequest
+from tandem.comparison.evidence import ALPHA
+from tandem.errors import Conflict
 from tandem.jobs.promotion_spec import PROMOTION_FILE
-from tandem.volume import volume_errors
 
 if TYPE_CHECKING:
     from tandem.checkpoints.promotion import Decision, Gate
-    from tandem.checkpoints.registry import Registry, Version
+    from tandem.checkpoints.registry import Version
     from tandem.comparison.results import ComparisonSummary
 
 _METRICS = {"classifier": "acc1", "language_model": "ppl"}
@@ -31,9 +31,9 @@ _METRICS = {"classifier": "acc1", "language_model": "ppl"}
     type=float,
     default=0.0,
     show_default=True,
-    help="The least gain: of acc1, or the share by which ppl falls; 0 to 1.",
+    help="The least gain found: of acc1, or the share by which ppl falls; 0 to 1.",
 )
-@click.option("--alpha", type=float, default=0.05, show_default=True, help="The level of the paired test.")
+@click.option("--alpha", type=float, default=ALPHA, show_default=True, help="The level of the paired test.")
 @json_option
 def promote(
     reference: str,
@@ -54,32 +54,33 @@ def promote(
     that nobody has goes to the version at once. --json prints {name, alias, version, previous_version, promoted,
     reason, evidence}.
     """
-    from tandem.checkpoints.promotion import Gate, carry_out, decide
+    from tandem.checkpoints.promotion import Gate, carry_out, decide, opponent, without_comparison
     from tandem.checkpoints.registry import Registry, check_alias
+    from tandem.jobs.promotion_checks import check_version
 
     gate = Gate(min_gain, alpha)
     check_alias(alias)
     registry = Registry(open_volume())
-    candidate = _version(registry, reference)
+    candidate = check_version(registry, reference, "NAME:VERSION")
+    against = opponent(candidate.name, alias, against)
     if metric not in (None, _METRICS[candidate.kind]):
         raise click.UsageError(f"--metric: a {candidate.kind.replace('_', ' ')} has {_METRICS[candidate.kind]}")
     before = registry.aliases(candidate.name).get(alias)
-    if before is None and against is None:
-        registry.set_alias(candidate.name, alias, candidate.version, _who(), None)
-        _say(candidate, alias, None, True, "nothing had the alias", None, as_json)
-        return
-    beaten = _version(registry, against or f"{candidate.name}:{before}")
-    if beaten == candidate:
-        raise Conflict(f"{candidate.name}:{candidate.version} is what it is to beat")
-    if not dataset:
-        raise click.UsageError("give --on, the dataset to compare on")
-    if candidate.kind == "classifier":
-        split = split or "val"
-        decision = decide(_compare(beaten, candidate, dataset, split), gate, f"{dataset}/{split}")
+    decision = without_comparison(candidate.version, before, against)
+    if decision is None:
+        beaten = check_version(registry, against or f"{candidate.name}:{before}", "--if-better-than")
+        if beaten == candidate:
+            raise Conflict(f"{candidate.name}:{candidate.version} is what it is to beat")
+        if not dataset:
+            raise click.UsageError("give --on, the dataset to compare on")
+        if candidate.kind == "classifier":
+            split = split or "val"
+            decision = decide(_compare(beaten, candidate, dataset, split), gate, f"{dataset}/{split}")
+    if decision is not None:
         carry_out(registry, candidate.name, alias, candidate.version, before, decision, _who())
     else:
-        decision = _by_a_run(candidate, alias, beaten, dataset, split, gate)
-    _say(candidate, alias, before, decision.passes, decision.reason, decision.evidence, as_json)
+        decision, before = _by_a_run(candidate, alias, against, str(dataset), split, gate)
+    _say(candidate, alias, before, decision.passes, decision.reason, decision.evidence or None, as_json)
     if not decision.passes:
         raise Conflict(f"{candidate.name}@{alias} stays where it is: {decision.reason}")
 
@@ -101,14 +102,6 @@ def rollback(name: str, alias: str, as_json: bool) -> None:
         click.echo(f"{name}@{alias} is {name}:{version} again, after {name}:{previous}")
 
 
-def _version(registry: "Registry", reference: str) -> "Version":
-    """Return the version that a reference names now; raise InvalidRequest for a checkpoint that is none."""
-    located = registry.resolve(reference)
-    if located.version is None:
-        raise InvalidRequest(f"{reference} is a checkpoint of a run; an alias leads to a version, as NAME:VERSION")
-    return located.version
-
-
 def _compare(beaten: "Version", candidate: "Version", dataset: str, split: str) -> "ComparisonSummary":
     from tandem.cli.calls import open_client
     from tandem.cli.compare import on_dataset
@@ -120,9 +113,9 @@ def _compare(beaten: "Version", candidate: "Version", dataset: str, split: str) 
 
 
 def _by_a_run(
-    candidate: "Version", alias: str, beaten: "Version", dataset: str, split: str | None, gate: "Gate"
-) -> "Decision":
-    """Have the trainer compare two language models, and move the alias; return what it decided."""
+    candidate: "Version", alias: str, against: str | None, dataset: str, split: str | None, gate: "Gate"
+) -> "tuple[Decision, int | None]":
+    """Have the trainer compare two language models, and move the alias; return what it decided, and who had it."""
     from tandem.checkpoints.promotion import Decision
     from tandem.cli.connections import celery_app, job_store
     from tandem.cli.follow import follow_run
@@ -133,14 +126,15 @@ def _by_a_run(
 
     settings = Settings.from_environment()
     volume, store = Volume(settings.home), job_store(settings)
-    names = [f"{each.name}:{each.version}" for each in (candidate, beaten)]
-    values = {"model": names[0], "against": names[1], "alias": alias, "dataset": dataset, "split": split}
+    # Whoever has the alias when the comparison begins is what is to be beaten, unless another was named.
+    values = {"model": f"{candidate.name}:{candidate.version}", "against": against, "alias": alias}
+    values |= {"dataset": dataset, "split": split}
     spec = make_spec({"kind": "promote_language_model", **values, "min_gain": gate.min_gain, "alpha": gate.alpha})
     record = submit(spec, volume, store, celery_app(settings))
-    follow_run(record.run_id, volume, store, quiet=True)
-    with volume_errors(volume.run(record.run_id)):
-        found = json.loads((volume.run(record.run_id) / PROMOTION_FILE).read_bytes())
-    return Decision(found["promoted"], found["reason"], found["evidence"])
+    if not follow_run(record.run_id, volume, store, quiet=True).state.is_terminal:
+        raise Conflict(f"run {record.run_id} has decided nothing yet; 'tandem runs resume {record.run_id}' goes on")
+    found = json.loads((volume.run(record.run_id) / PROMOTION_FILE).read_bytes())
+    return Decision(found["promoted"], found["reason"], found["evidence"] or {}), found["previous_version"]
 
 
 def _who() -> str:

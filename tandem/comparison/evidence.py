@@ -86,8 +86,10 @@ class Evidence:
 def verdict(evidence: Evidence, a: str, b: str, alpha: float = ALPHA) -> str:
     """Return in a sentence which of the models named `a` and `b` is better."""
     found = evidence.labelled
+    if not evidence.num_images:
+        return f"Nothing is known of {a} and {b}: there is no image that both answered."
     if found is None:
-        share = evidence.num_disagreements / max(1, evidence.num_images)
+        share = evidence.num_disagreements / evidence.num_images
         return f"{a} and {b} name different classes for {share:.1%} of {evidence.num_images:,} images without labels."
     p, points, (low, high) = found.table.mid_p, 100 * found.difference, found.interval
     figures = (

@@ -104,11 +104,12 @@ def differing_tokens(
 def verdict(found: TokenComparison, a: str, b: str) -> str:
     """Return in a sentence which of the models named `a` and `b` is better."""
     low, high = found.ratio
+    between = f"95 % interval {low - 1:+.2%} to {high - 1:+.2%}" if found.has_interval else "too few for an interval"
     figures = (
         f"perplexity {found.perplexity_b:.2f} against {found.perplexity_a:.2f} over {found.num_tokens:,} tokens, "
-        f"{found.perplexity_b / found.perplexity_a - 1:+.2%} (95 % interval {low - 1:+.2%} to {high - 1:+.2%})"
+        f"{found.share - 1:+.2%} ({between})"
     )
-    if found.interval.low <= 0 <= found.interval.high:
+    if not (found.interval.high < 0 or found.interval.low > 0):
         return f"No difference is shown between {a} and {b}: {b} has {figures}."
     better, worse = (b, a) if found.difference < 0 else (a, b)
     return f"{better} is better than {worse}: {b} has {figures}."

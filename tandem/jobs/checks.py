@@ -139,7 +139,23 @@ def _classifier_card(reference: str, option: str, volume: Volume) -> tuple[str, 
     return located.label, card
 
 
+def model_classes(card: ClassifierCard, dataset: ImageDataset, label: str) -> list[int]:
+    """Return, for each class of `dataset`, its place among the outputs of the model called `label`.
+
+    Raises InvalidJob that names the first class that the model does not know.
+    """
+    places = {each.id: place for place, each in enumerate(card.classes)}
+    unknown = [each.id for each in dataset.classes if each.id not in places]
+    if unknown:
+        raise InvalidJob(
+            f"{label} does not know the class {unknown[0]!r} of dataset {dataset.name!r} ({len(unknown)} of "
+            f"{len(dataset.classes)} are unknown to it); evaluate it on data of its own {len(places)} classes"
+        )
+    return [places[each.id] for each in dataset.classes]
+
+
 def _check_evaluation(spec: EvaluationJob, volume: Volume) -> EvaluationJob:
-    image_split(spec.dataset, spec.split, volume)
-    label, _ = _classifier_card(spec.model, "REF", volume)
+    dataset = image_split(spec.dataset, spec.split, volume)
+    label, card = _classifier_card(spec.model, "REF", volume)
+    model_classes(card, dataset, label)
     return spec.model_copy(update={"model": label})

@@ -12,6 +12,7 @@ class Failure(StrEnum):
     BAD_DATA = "bad_data"
     OUT_OF_MEMORY = "out_of_memory"
     NON_FINITE = "non_finite"
+    CONFLICT = "conflict"
     TIME_LIMIT = "time_limit"
     INTERNAL = "internal"
     WORKER_LOST = "worker_lost"
@@ -42,6 +43,7 @@ _BY_ERROR = {
     "CheckpointCorrupt": Failure.BAD_DATA,
     "TrainingFailed": Failure.BAD_SPEC,
     "NonFiniteLoss": Failure.NON_FINITE,
+    "Conflict": Failure.CONFLICT,
     "OutOfMemory": Failure.OUT_OF_MEMORY,
     "VolumeUnavailable": Failure.VOLUME,
     "VolumeReadOnly": Failure.VOLUME,

@@ -28,7 +28,7 @@ def check_promotion(spec: PromotionJob, volume: Volume, awaited: Collection[str]
     except InvalidRequest as error:
         raise InvalidJob(str(error)) from error
     if spec.against is not None:
-        _check_version(Registry(volume), spec.against, "--if-better-than")
+        check_version(Registry(volume), spec.against, "--if-better-than")
     if spec.model in {f"run:{run_id}" for run_id in awaited}:
         return spec
     candidate = candidate_of(spec.model, volume)
@@ -42,7 +42,7 @@ def candidate_of(reference: str, volume: Volume) -> Version:
     """
     parsed = parse_reference(reference)
     if not isinstance(parsed, RunReference) or parsed.step is not None:
-        return _check_version(Registry(volume), reference, "REF")
+        return check_version(Registry(volume), reference, "REF")
     try:
         trained = parse_spec((volume.run(parsed.run_id) / SPEC_FILE).read_bytes())
     except FileNotFoundError:
@@ -54,7 +54,8 @@ def candidate_of(reference: str, volume: Volume) -> Version:
     return published[-1]
 
 
-def _check_version(registry: Registry, reference: str, option: str) -> Version:
+def check_version(registry: Registry, reference: str, option: str) -> Version:
+    """Return the version that a reference names now; raise InvalidJob about `option` for a checkpoint that is none."""
     version = registry.resolve(reference).version
     if version is None:
         raise InvalidJob(f"{option}: {reference} is a checkpoint of a run; an alias leads to a version: NAME:VERSION")

@@ -188,6 +188,7 @@ def test_a_training_ends_in_production_by_itself_if_it_is_better(bench: Bench, m
     result = CliRunner().invoke(promote_command, ["words:3", *gate])
     assert isinstance(result.exception, Conflict)
     assert "words@production stays where it is: words:3 is no better than words:2" in str(result.exception)
+    # Of two by hand at once the later one meets what the earlier one has left.
     registry.set_alias("words", "production", 3, "somebody")
     document = json.loads(invoke(promote_command, "words:2", *gate, "--metric", "ppl", "--json").stdout)
     assert (document["promoted"], document["previous_version"]) == (True, 3)

@@ -169,6 +169,7 @@ def test_the_interval_holds_for_tokens_that_depend_on_their_neighbours(monkeypat
 
     blocks = np.mean([covered() for _ in range(80)])
     monkeypatch.setattr(token_differences, "BLOCK_TOKENS", 1)
+    monkeypatch.setattr(token_differences, "_MIN_BLOCK_TOKENS", 1)
     singles = np.mean([covered() for _ in range(30)])
     assert blocks > 0.87
     assert singles < 0.6
@@ -177,3 +178,34 @@ def test_the_interval_holds_for_tokens_that_depend_on_their_neighbours(monkeypat
 def test_the_tokens_that_differ_most() -> None:
     a, b = np.array([1, 5, 2, 2], np.float32), np.array([1, 1, 4, 0], np.float32)
     assert largest_differences(a, b, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 10, 79])
+def test_a_text_of_few_tokens_has_no_interval(num_tokens: int) -> None:
+    found = compare_losses(np.full(num_tokens, 4.0, np.float32), np.linspace(3.0, 3.5, num_tokens, dtype=np.float32))
+    assert not found.has_interval
+    assert found.interval == (-math.inf, math.inf)
+    assert found.ratio == (0.0, math.inf)
+    assert compare_losses(np.ones(num_tokens, np.float32), np.ones(num_tokens, np.float32)).interval == (0.0, 0.0)
+
+
+def test_what_so_many_resamples_can_not_tell_has_no_interval() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 400)).astype(np.float32)
+    assert compare_losses(a, b).has_interval
+    assert not compare_losses(a, b, confidence=1 - 1e-17).has_interval
+
+
+def test_losses_of_networks_that_have_diverged_are_numbers_still() -> None:
+    found = compare_losses(np.full(400, 1.0, np.float32), np.full(400, 900.0, np.float32))
+    assert math.isfinite(found.perplexity_b)
+    assert math.isfinite(found.share)
+
+
+def test_the_error_of_a_gate_on_a_short_text_is_about_its_level() -> None:
+    generator = np.random.default_rng(1)
+
+    def passes() -> bool:
+        return compare_losses(*generator.normal(size=(2, 80)).astype(np.float32)).interval.high < 0
+
+    # 2.5 % at one end; of 400 with that chance more than 22 would be 1 in 1000.
+    assert sum(passes() for _ in range(400)) <= 22

@@ -57,6 +57,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
         ({"resume_from": "known", "epochs": 1}, InvalidJob, "--resume: known was trained on other data (shapes)"),
         ({**EVALUATE, "dataset": "words"}, InvalidJob, "'words' is a dataset of text"),
         ({**EVALUATE, "model": "text"}, InvalidJob, "text is a language model"),
+        ({**EVALUATE, "dataset": "photos"}, InvalidJob, "known:1 does not know the class 'a' of dataset 'photos'"),
         ({**PROMOTE, "alias": "latest"}, InvalidJob, "alias 'latest' moves by itself"),
         ({**PROMOTE, "dataset": "words"}, InvalidJob, "'words' is a dataset of text"),
         ({**PROMOTE, "dataset": "photos", "split": "test"}, DatasetNotFound, "no images in a split 'test'"),

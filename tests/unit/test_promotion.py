@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from tandem.checkpoints.files import step_directory, write_checkpoint
-from tandem.checkpoints.promotion import Gate, carry_out, decide, decide_on_texts, roll_back
+from tandem.checkpoints.promotion import (
+    Gate,
+    carry_out,
+    decide,
+    decide_on_texts,
+    opponent,
+    roll_back,
+    without_comparison,
+)
 from tandem.checkpoints.registry import Registry
 from tandem.comparison.evidence import Evidence, Interval, Labelled, Share, Standing
 from tandem.comparison.intervals import difference_interval, share_interval
@@ -80,6 +88,34 @@ def test_the_gate_of_language_models(
     assert (decision.passes, said in decision.reason) == (passes, True), decision.reason
     assert decision.evidence["gain"] == pytest.approx(1 - math.exp(loss_b - 4.0))
     assert decision.evidence["against"] == "m:1"
+
+
+def test_from_a_short_text_nothing_follows() -> None:
+    for high in (math.inf, math.nan):
+        found = TokenComparison(30, 4.0, 3.0, Interval(-math.inf, high), 4)
+        with pytest.raises(Conflict, match=r"text/test has 30 tokens, from which nothing follows: take a longer text"):
+            decide_on_texts(found, "m:2", "m:1", Gate(), "text/test")
+
+
+def test_ends_without_a_comparison() -> None:
+    assert without_comparison(2, 1, None) is None
+    assert without_comparison(2, 2, "m:1") is None
+    for before, reason in ((None, "nothing had the alias"), (2, "it has the alias already")):
+        decision = without_comparison(2, before, None)
+        assert decision is not None
+        assert (decision.passes, decision.reason) == (True, reason)
+    assert opponent("m", "production", "m@production") is None
+    assert opponent("m", "production", "m@best") == "m@best"
+
+
+def test_a_decision_for_who_has_the_alias_is_a_line_too(registry: Registry) -> None:
+    registry.set_alias("m", "production", 2, "somebody")
+    decision = decide(summary(PairedTable(500, 10, 60, 100)), Gate(), "d/val")
+    carry_out(registry, "m", "production", 2, 2, decision, "me")
+    line = registry.history("m")[-1]
+    assert (line["kept"], line["by"], "refused" in line) == (2, "me", False)
+    assert line["evidence"]["reason"] == decision.reason
+    assert registry.aliases("m")["production"] == 2
 
 
 def test_without_labels_nothing_is_decided() -> None:
@@ -164,6 +200,10 @@ def test_a_line_of_the_history_that_was_cut_short_is_passed_over(registry: Regis
     path = registry.volume.model("m") / "history.jsonl"
     path.write_text(path.read_text() + '{"alias": "prod')
     assert registry.history("m")[-1]["alias"] == "production"
+    # The next one begins a line of its own.
+    registry.set_alias("m", "other", 2, "me")
+    assert registry.history("m")[-1]["alias"] == "other"
+    path.write_text(path.read_text() + '{"alias": "prod')
     # The alias moved, and its line was lost with the machine.
     aliases = registry.volume.model("m") / "aliases.json"
     aliases.write_text(json.dumps({**registry.aliases("m"), "production": 3}))
