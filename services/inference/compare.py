@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from services.inference.calls import Ranked, rank
@@ -23,11 +22,11 @@ from services.inference.classify import (
 from services.inference.classify import named as names
 from services.inference.decoding import Batch, PixelBudget, Source
 from services.inference.engine import Engine
-from services.inference.loading import ServedClassifier, as_classifier, version_of
+from services.inference.loading import ServedClassifier, as_classifier
 from services.inference.scheduler import MAX_BATCH, DeviceScheduler, Place, Priority
-from tandem.comparison.matching import MatchedClasses
+from services.inference.tally import Tally, check_common_class
 from tandem.comparison.results import Comparison, ComparisonSummary, PairResult, ScoredClass, Timings
-from tandem.comparison.weighing import TOP_K, Predictions, Recorder
+from tandem.comparison.weighing import TOP_K, Predictions
 from tandem.data.manifest import ImageDataset, read_dataset, read_index, spread
 from tandem.errors import DatasetNotFound, InvalidReference, InvalidRequest
 from tandem.names import check_name
@@ -44,36 +43,6 @@ class Pair:
 
     a: ServedClassifier
     b: ServedClassifier
-
-
-class Tally:
-    """Counts results as they come, and records what the evidence is computed from."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        self.recorder = Recorder(MatchedClasses.of(pair.a.card.classes, pair.b.card.classes))
-        self.num_errors = 0
-        self._places = self.recorder.classes.index()
-
-    def add(self, a: Predictions, b: Predictions, labels: Sequence[str]) -> list[float]:
-        """Record N images with the class ids `labels`, empty where unknown; return how far apart the predictions for
-        each are, in bits. A label that neither model knows says nothing of which is better."""
-        places = np.array([self._places.get(label, -1) for label in labels], np.int64)
-        divergence: list[float] = self.recorder.add(a, b, places).divergence.tolist()
-        return divergence
-
-    def summary(self) -> ComparisonSummary:
-        """Return what was found; of many images it takes milliseconds."""
-        evidence = self.recorder.evidence()
-        return ComparisonSummary(
-            a=version_of(self.pair.a),
-            b=version_of(self.pair.b),
-            num_images=evidence.num_images,
-            num_disagreements=evidence.num_disagreements,
-            num_errors=self.num_errors,
-            labelled=None if evidence.labelled is None else evidence.labelled.table,
-            evidence=evidence,
-        )
 
 
 async def compare(
@@ -102,8 +71,8 @@ async def compare(
         sources = [lambda image=image: image.data for image in images]
         batch = await _decode(engine, pair, sources, PixelBudget())
         named = [(image.name, image.label) for image in images]
-        tally = Tally(pair)
-        results, timings = await _predict(place, tally, batch, named, top_k)
+        tally = Tally(pair.a, pair.b)
+        results, timings = await _predict(place, pair, tally, batch, named, top_k)
     return Comparison(tuple(results), await asyncio.to_thread(tally.summary), timings)
 
 
@@ -132,7 +101,7 @@ async def compare_dataset(
     top_k = check_top_k(top_k, PROGRESS_IMAGES)
     files = await asyncio.to_thread(_split_files, engine, dataset, split or DEFAULT_SPLIT, limit)
     scheduler, pair = await _both(engine, model_a, model_b, priority)
-    tally, timings, found = Tally(pair), Timings(), list[PairResult]()
+    tally, timings, found = Tally(pair.a, pair.b), Timings(), list[PairResult]()
     said_at, said = time.monotonic(), 0
     # Admitted once: a comparison that has begun is not refused half way.
     runtimes = pair.a.runtime, pair.b.runtime
@@ -142,7 +111,7 @@ async def compare_dataset(
             chunk = files[first : first + MAX_BATCH]
             batch = await _decode(engine, pair, [path.read_bytes for path, _, _ in chunk])
             named = [(name, label) for _, name, label in chunk]
-            results, took = await _predict(place, tally, batch, named, top_k)
+            results, took = await _predict(place, pair, tally, batch, named, top_k)
             timings += took
             found += [result for result in results if result.error or not result.agree]
             num_done = first + len(chunk)
@@ -160,12 +129,7 @@ async def _both(engine: Engine, model_a: str, model_b: str, priority: Priority) 
     with _names("model_b"):
         await engine.models.check_fits(a, model_b)
     b = await _classifier(engine, model_b, "model_b")
-    if not MatchedClasses.of(a.card.classes, b.card.classes).num_shared:
-        raise InvalidRequest(
-            f"{a.located.label} and {b.located.label} know no class in common (as {a.card.classes[0].id!r} and "
-            f"{b.card.classes[0].id!r}): there is nothing to compare",
-            field="model_b",
-        )
+    check_common_class(a, b, "model_b")
     pairs = [Pair(one.in_float32(), other.in_float32()) for one, other in zip(a.everywhere, b.everywhere, strict=True)]
     number = engine.devices.pick([(pair.a.runtime, pair.b.runtime) for pair in pairs], priority)
     return engine.devices[number], pairs[number]
@@ -205,7 +169,7 @@ async def _decode(engine: Engine, pair: Pair, sources: Sequence[Source], budget:
 
 
 async def _predict(
-    place: Place, tally: Tally, batch: Batch, named: Sequence[tuple[str, str]], top_k: int
+    place: Place, pair: Pair, tally: Tally, batch: Batch, named: Sequence[tuple[str, str]], top_k: int
 ) -> tuple[list[PairResult], Timings]:
     """Return a result for each `(name, label)`, errors included, and record them."""
     results = [PairResult(name, label, error=error) for (name, label), error in zip(named, batch.errors, strict=True)]
@@ -214,30 +178,31 @@ async def _predict(
     if not batch.indices:
         return results, timings
     logits: list[Tensor] = []
-    for model, pixels in zip((tally.pair.a, tally.pair.b), batch.pixels, strict=True):
+    for model, pixels in zip((pair.a, pair.b), batch.pixels, strict=True):
         # In batches of its own, so that both models see the same ones, whatever else is asked of them.
         done = await place.predict(model.runtime, pixels)
         timings += Timings(queue_ms=done.queue_ms, compute_ms=done.compute_ms)
         logits.append(done.value)
     given = [named[index] for index in batch.indices]
     # Not on the loop: of a batch of 32 with 200 classes it takes a millisecond.
-    told = await asyncio.to_thread(_pairs, tally, logits[0], logits[1], given, top_k)
+    told = await asyncio.to_thread(_pairs, pair, tally, logits, given, top_k)
     for index, result in zip(batch.indices, told, strict=True):
         results[index] = result
     return results, timings
 
 
-def _pairs(tally: Tally, a: Tensor, b: Tensor, named: Sequence[tuple[str, str]], top_k: int) -> list[PairResult]:
+def _pairs(
+    pair: Pair, tally: Tally, logits: Sequence[Tensor], named: Sequence[tuple[str, str]], top_k: int
+) -> list[PairResult]:
     """Record logits (N, Ca) and (N, Cb) of N images, and return their results."""
-    ranked = [rank(logits, max(top_k, TOP_K)) for logits in (a, b)]
+    ranked = [rank(each, max(top_k, TOP_K)) for each in logits]
     of_a, of_b = (
-        Predictions(logits.softmax(1).numpy(), each.indices.numpy())
-        for logits, each in zip((a, b), ranked, strict=True)
+        Predictions(each.softmax(1).numpy(), best.indices.numpy()) for each, best in zip(logits, ranked, strict=True)
     )
     apart = tally.add(of_a, of_b, [label for _, label in named])
     best = (
         names(Ranked(each.probabilities[:, :top_k], each.indices[:, :top_k]), model.card.classes)
-        for each, model in zip(ranked, (tally.pair.a, tally.pair.b), strict=True)
+        for each, model in zip(ranked, (pair.a, pair.b), strict=True)
     )
     return [
         PairResult(name, label, one, other, agree=_agree(one, other), divergence=divergence)
