@@ -33,6 +33,9 @@ MAX_STREAMS = 128
 # Of WatchModels: callers, and changes that one may be behind before it gets all models anew.
 MAX_WATCHERS = 64
 MAX_CHANGES = 256
+# Of StartShadow: shadows, and images of one.
+MAX_SHADOWS = 8
+MAX_SHADOW_IMAGES = 1_000_000
 
 DEFAULT_TOP_K = 5
 DEFAULT_WORDS = 100
@@ -66,6 +69,8 @@ def limits_metadata(num_devices: int = 1) -> tuple[tuple[str, str], ...]:
         "score-tokens": MAX_SCORE_TOKENS,
         "alternatives-per-token": MAX_ALTERNATIVES,
         "watchers": MAX_WATCHERS,
+        "shadows": MAX_SHADOWS,
+        "shadow-images": MAX_SHADOW_IMAGES,
         "stream-images": MAX_STREAM_IMAGES,
         "stream-bytes": MAX_STREAM_BYTES,
         "queue-items": MAX_QUEUE_ITEMS * num_devices,
