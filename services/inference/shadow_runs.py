@@ -27,6 +27,9 @@ PATIENCE_S = 1.0
 LOOK_S = 0.005
 # How long a device waits for one batch of one network, whatever that does.
 MAX_HOLD_S = 0.25
+# So many times as long as it had a device it then leaves it alone: at most one call in five finds a batch of a shadow
+# on it, however large the share is.
+REST = 4
 
 
 class Busy(Exception):
@@ -66,6 +69,8 @@ class Runner:
 
     def __init__(self, devices: Devices, decoder: Decoder) -> None:
         self._devices, self._decoder = devices, decoder
+        # Since the last rest.
+        self._used_s = 0.0
 
     async def run(self, handed: Handed, first: int, end: int) -> None:
         """Record what both models say of images `first` to `end` (excluded).
@@ -73,6 +78,7 @@ class Runner:
         Raises Busy; TookTooLong where a network holds the device for more than MAX_HOLD_S; and whatever a network or a
         decoder fails with.
         """
+        await self._rest()
         number = await self._idle_device()
         shadow = handed.shadow
         pixels = await self._pixels(handed, first, end)
@@ -86,6 +92,10 @@ class Runner:
         labels = handed.labels[first:end]
         await asyncio.to_thread(shadow.record, of_production.value, of_candidate.value, labels)
         shadow.recorded(end - first, max(of_production.compute_ms, of_candidate.compute_ms) / 1000)
+
+    async def _rest(self) -> None:
+        used_s, self._used_s = self._used_s, 0.0
+        await asyncio.sleep(REST * used_s)
 
     async def _idle_device(self) -> int:
         """Return the number of a device that has nothing to do; raise Busy after PATIENCE_S without one."""
@@ -119,7 +129,11 @@ class Runner:
         """Return the logits (N, C) of a batch."""
 
         def predict() -> Tensor:
-            return shadow.aside.run(lambda: runtime.predict(pixels), MAX_HOLD_S)
+            begun_at = time.monotonic()
+            try:
+                return shadow.aside.run(lambda: runtime.predict(pixels), MAX_HOLD_S)
+            finally:
+                self._used_s += time.monotonic() - begun_at
 
         try:
             # Not by a deadline of the queue: what is late there counts as a call that was, and sheds others.
