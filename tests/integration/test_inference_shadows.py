@@ -264,7 +264,7 @@ async def test_what_can_not_be_a_shadow_is_refused_and_harms_nothing(client: Asy
     assert not (await client.classify("m@production", IMAGES[:1])).results[0].error
 
 
-WRONG = [
+WRONG: list[tuple[dict[str, Any], str]] = [
     ({"share": 0}, "share"),
     ({"share": -0.1}, "share"),
     ({"share": 1.1}, "share"),
