@@ -1,12 +1,21 @@
-"""What clients ask of the Models service besides its list: load, unload, aliases and the watch. See `tandem.client`."""
+"""What clients ask of the Models service besides its list: load, unload, aliases, shadows and the watch. See
+`tandem.client`.
+"""
 
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager
 from typing import Any
 
 from tandem.wire import convert
-from tandem.wire.requests import alias_request, unalias_request
-from tandem.wire.results import AliasMove, LoadedModel, ModelChange, ModelsSnapshot
+from tandem.wire.requests import (
+    alias_request,
+    shadow_request,
+    shadows_request,
+    unalias_request,
+    unshadow_request,
+)
+from tandem.wire.results import AliasMove, LoadedModel, ModelChange, ModelsSnapshot, ShadowReport
+from tandem.wire.shadows import shadow_from_wire
 from tandem.wire.v1 import inference_pb2 as pb
 
 
@@ -42,6 +51,27 @@ class ModelCalls:
         with self._errors():
             message = self._models.DeleteAlias(request, timeout=self.timeout_s)
         return AliasMove(convert.info_from_wire(message.model), message.previous_version)
+
+    def start_shadow(self, name: str, alias: str, candidate: str, share: float) -> ShadowReport:
+        """Let `candidate`, a reference of a version, see a `share` (above 0, at most 1) of the calls of NAME@ALIAS."""
+        request = shadow_request(name, alias, candidate, share)
+        with self._errors():
+            message = self._models.StartShadow(request, timeout=self.timeout_s)
+        return shadow_from_wire(message.shadow)
+
+    def get_shadows(self, name: str = "", alias: str = "") -> tuple[ShadowReport, ...]:
+        """Return what the shadows of model `name` and `alias` have found; empty: of all."""
+        request = shadows_request(name, alias)
+        with self._errors():
+            message = self._models.GetShadows(request, timeout=self.timeout_s)
+        return tuple(map(shadow_from_wire, message.shadows))
+
+    def stop_shadow(self, name: str, alias: str) -> ShadowReport:
+        """End the shadow of NAME@ALIAS; return what it has found."""
+        request = unshadow_request(name, alias)
+        with self._errors():
+            message = self._models.StopShadow(request, timeout=self.timeout_s)
+        return shadow_from_wire(message.shadow)
 
     def watch_models(self) -> Generator[ModelsSnapshot | ModelChange, None, None]:
         """Yield all models, then each change; all again in place of changes that were read too late.
@@ -90,6 +120,27 @@ class AsyncModelCalls:
         with self._errors():
             message = await self._models.DeleteAlias(request, timeout=self.timeout_s)
         return AliasMove(convert.info_from_wire(message.model), message.previous_version)
+
+    async def start_shadow(self, name: str, alias: str, candidate: str, share: float) -> ShadowReport:
+        """See ModelCalls.start_shadow."""
+        request = shadow_request(name, alias, candidate, share)
+        with self._errors():
+            message = await self._models.StartShadow(request, timeout=self.timeout_s)
+        return shadow_from_wire(message.shadow)
+
+    async def get_shadows(self, name: str = "", alias: str = "") -> tuple[ShadowReport, ...]:
+        """See ModelCalls.get_shadows."""
+        request = shadows_request(name, alias)
+        with self._errors():
+            message = await self._models.GetShadows(request, timeout=self.timeout_s)
+        return tuple(map(shadow_from_wire, message.shadows))
+
+    async def stop_shadow(self, name: str, alias: str) -> ShadowReport:
+        """See ModelCalls.stop_shadow."""
+        request = unshadow_request(name, alias)
+        with self._errors():
+            message = await self._models.StopShadow(request, timeout=self.timeout_s)
+        return shadow_from_wire(message.shadow)
 
     async def watch_models(self) -> AsyncGenerator[ModelsSnapshot | ModelChange, None]:
         """See ModelCalls.watch_models."""

@@ -28,6 +28,7 @@ _SCOPES = {
     "tandem.v1.Models/ListModels": PREDICT,
     "tandem.v1.Models/GetModel": PREDICT,
     "tandem.v1.Models/WatchModels": PREDICT,
+    "tandem.v1.Models/GetShadows": PREDICT,
     "inference.GRPCInferenceService": ADMIN,
     "inference.GRPCInferenceService/ServerLive": OPEN,
     "inference.GRPCInferenceService/ServerReady": OPEN,

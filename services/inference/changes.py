@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tandem.checkpoints.references import LATEST
 from tandem.checkpoints.registry import Located, Registry, describe
 from tandem.errors import ModelNotFound, QueueFull, TandemError, Unavailable
 from tandem.wire.limits import MAX_CHANGES, MAX_WATCHERS
@@ -145,6 +146,12 @@ class Changes:
         if document is None:
             raise ModelNotFound(f"no model {name!r} in the registry")
         return self.info(document)
+
+    def leads(self, name: str, alias: str) -> bool:
+        """Return whether `alias` of model `name` was there at the last look; before the first one all are."""
+        if self._documents is None or name not in self._documents:
+            return self._documents is None
+        return alias == LATEST or alias in self._documents[name]["aliases"]
 
     async def watch(self) -> AsyncGenerator[ModelsSnapshot | ModelChange, None]:
         """Yield all models, then each change; raise QueueFull with too many watchers, Unavailable once closed."""

@@ -46,8 +46,8 @@ async def classify(
     """Return the `top_k` classes of each image; one that can't be decoded has an error instead."""
     top_k = check_top_k(top_k, len(images))
     check_images(images)
-    model = as_classifier(await engine.models.get(reference))
-    scheduler, model = engine.devices.choose(model, priority)
+    served = as_classifier(await engine.models.get(reference))
+    scheduler, model = engine.devices.choose(served, priority)
     admitted = scheduler.admit(
         len(images),
         model.runtime,
@@ -68,6 +68,7 @@ async def classify(
             answers = await off_the_loop(len(images) * top_k, lambda: named(done.value, classes))
             for index, best in zip(batch.indices, answers, strict=True):
                 results[index] = ImageResult(images[index].name, best)
+    engine.shadows.offer(reference, served, images, batch)
     return Classification(version_of(model), tuple(results), timings)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from services.inference.calls import Ranked, rank
@@ -21,12 +20,12 @@ from services.inference.classify import (
 from services.inference.classify import named as names
 from services.inference.decoding import Batch, PixelBudget, Source
 from services.inference.engine import Engine
-from services.inference.loading import ServedClassifier, as_classifier, version_of
+from services.inference.loading import ServedClassifier, as_classifier
 from services.inference.scheduler import DeviceScheduler, Place, Priority
-from tandem.comparison.matching import MatchedClasses
-from tandem.comparison.results import Comparison, ComparisonSummary, PairResult, ScoredClass, Timings
-from tandem.comparison.weighing import TOP_K, Predictions, Recorder
-from tandem.errors import InvalidReference, InvalidRequest
+from services.inference.tally import Tally, check_common_class
+from tandem.comparison.results import Comparison, PairResult, ScoredClass, Timings
+from tandem.comparison.weighing import TOP_K, Predictions
+from tandem.errors import InvalidReference
 
 
 @dataclass(frozen=True)
@@ -35,36 +34,6 @@ class Pair:
 
     a: ServedClassifier
     b: ServedClassifier
-
-
-class Tally:
-    """Counts results as they come, and records what the evidence is computed from."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        self.recorder = Recorder(MatchedClasses.of(pair.a.card.classes, pair.b.card.classes))
-        self.num_errors = 0
-        self._places = self.recorder.classes.index()
-
-    def add(self, a: Predictions, b: Predictions, labels: Sequence[str]) -> list[float]:
-        """Record N images with the class ids `labels`, empty where unknown; return how far apart the predictions for
-        each are, in bits. A label that neither model knows says nothing of which is better."""
-        places = np.array([self._places.get(label, -1) for label in labels], np.int64)
-        divergence: list[float] = self.recorder.add(a, b, places).divergence.tolist()
-        return divergence
-
-    def summary(self) -> ComparisonSummary:
-        """Return what was found; of many images it takes milliseconds."""
-        evidence = self.recorder.evidence()
-        return ComparisonSummary(
-            a=version_of(self.pair.a),
-            b=version_of(self.pair.b),
-            num_images=evidence.num_images,
-            num_disagreements=evidence.num_disagreements,
-            num_errors=self.num_errors,
-            labelled=None if evidence.labelled is None else evidence.labelled.table,
-            evidence=evidence,
-        )
 
 
 async def compare(
@@ -93,9 +62,9 @@ async def compare(
         sources = [lambda image=image: image.data for image in images]
         computed = await compute(place, pair, await decode(engine, pair, sources, PixelBudget()))
         named = [(image.name, image.label) for image in images]
-        tally = Tally(pair)
+        tally = Tally(pair.a, pair.b)
         # Not on the loop: of a batch of 32 with 200 classes it takes a millisecond.
-        results = await asyncio.to_thread(weigh, tally, computed, named, top_k)
+        results = await asyncio.to_thread(weigh, pair, tally, computed, named, top_k)
     return Comparison(tuple(results), await asyncio.to_thread(tally.summary), computed.timings)
 
 
@@ -106,12 +75,7 @@ async def both_models(engine: Engine, model_a: str, model_b: str, priority: Prio
     with _names("model_b"):
         await engine.models.check_fits(a, model_b)
     b = await _classifier(engine, model_b, "model_b")
-    if not MatchedClasses.of(a.card.classes, b.card.classes).num_shared:
-        raise InvalidRequest(
-            f"{a.located.label} and {b.located.label} know no class in common (as {a.card.classes[0].id!r} and "
-            f"{b.card.classes[0].id!r}): there is nothing to compare",
-            field="model_b",
-        )
+    check_common_class(a, b, "model_b")
     pairs = [Pair(one.in_float32(), other.in_float32()) for one, other in zip(a.everywhere, b.everywhere, strict=True)]
     number = engine.devices.pick([(pair.a.runtime, pair.b.runtime) for pair in pairs], priority)
     return engine.devices[number], pairs[number]
@@ -155,30 +119,32 @@ async def compute(place: Place, pair: Pair, batch: Batch) -> Computed:
     return Computed(batch, tuple(logits), timings)
 
 
-def weigh(tally: Tally, computed: Computed, named: Sequence[tuple[str, str]], top_k: int) -> list[PairResult]:
+def weigh(
+    pair: Pair, tally: Tally, computed: Computed, named: Sequence[tuple[str, str]], top_k: int
+) -> list[PairResult]:
     """Record a batch, and return a result for each `(name, label)` of it, errors included."""
     batch = computed.batch
     results = [PairResult(name, label, error=error) for (name, label), error in zip(named, batch.errors, strict=True)]
     tally.num_errors += len(named) - len(batch.indices)
     if batch.indices:
-        a, b = computed.logits
-        told = _pairs(tally, a, b, [named[index] for index in batch.indices], top_k)
+        told = _pairs(pair, tally, computed.logits, [named[index] for index in batch.indices], top_k)
         for index, result in zip(batch.indices, told, strict=True):
             results[index] = result
     return results
 
 
-def _pairs(tally: Tally, a: Tensor, b: Tensor, named: Sequence[tuple[str, str]], top_k: int) -> list[PairResult]:
+def _pairs(
+    pair: Pair, tally: Tally, logits: Sequence[Tensor], named: Sequence[tuple[str, str]], top_k: int
+) -> list[PairResult]:
     """Record logits (N, Ca) and (N, Cb) of N images, and return their results."""
-    ranked = [rank(logits, max(top_k, TOP_K)) for logits in (a, b)]
+    ranked = [rank(each, max(top_k, TOP_K)) for each in logits]
     of_a, of_b = (
-        Predictions(logits.softmax(1).numpy(), each.indices.numpy())
-        for logits, each in zip((a, b), ranked, strict=True)
+        Predictions(each.softmax(1).numpy(), best.indices.numpy()) for each, best in zip(logits, ranked, strict=True)
     )
     apart = tally.add(of_a, of_b, [label for _, label in named])
     best = (
         names(Ranked(each.probabilities[:, :top_k], each.indices[:, :top_k]), model.card.classes)
-        for each, model in zip(ranked, (tally.pair.a, tally.pair.b), strict=True)
+        for each, model in zip(ranked, (pair.a, pair.b), strict=True)
     )
     return [
         PairResult(name, label, one, other, agree=_agree(one, other), divergence=divergence)

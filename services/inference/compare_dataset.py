@@ -12,11 +12,12 @@ from pathlib import Path
 
 from services.inference.ahead import one_ahead
 from services.inference.classify import check_top_k
-from services.inference.compare import Computed, Pair, Tally, both_models, compute, decode, weigh
+from services.inference.compare import Computed, Pair, both_models, compute, decode, weigh
 from services.inference.decoding import Batch
 from services.inference.engine import Engine
 from services.inference.returned_images import FurthestApart, check_num_returned, returned_images
 from services.inference.scheduler import MAX_BATCH, Place, Priority
+from services.inference.tally import Tally
 from tandem.comparison.results import ComparisonSummary, PairResult, Timings
 from tandem.data.manifest import ImageDataset, read_dataset, read_index, spread
 from tandem.errors import DatasetNotFound, InvalidRequest
@@ -67,7 +68,8 @@ class _Found:
     """What was found so far, and what of it is news to the caller."""
 
     def __init__(self, pair: Pair, question: DatasetQuestion, num_images: int) -> None:
-        self.tally = Tally(pair)
+        self.tally = Tally(pair.a, pair.b)
+        self._pair = pair
         self.furthest = FurthestApart(question.num_returned_images)
         self.timings = Timings()
         self._top_k = check_top_k(question.top_k, PROGRESS_IMAGES)
@@ -77,7 +79,7 @@ class _Found:
 
     def take(self, items: Sequence[Item], computed: Computed) -> None:
         """Take a batch into account; of 32 images of 200 classes a millisecond."""
-        results = weigh(self.tally, computed, [(item.name, item.label) for item in items], self._top_k)
+        results = weigh(self._pair, self.tally, computed, [(item.name, item.label) for item in items], self._top_k)
         for item, result in zip(items, results, strict=True):
             if not result.error and not result.agree:
                 self.furthest.add(result, item.path)

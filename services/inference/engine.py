@@ -7,17 +7,19 @@ from services.inference.decoding import Decoder
 from services.inference.devices import Devices
 from services.inference.registry import ServingRegistry
 from services.inference.scheduler import DeviceScheduler
+from services.inference.shadows import Shadows
 from tandem.volume import Volume
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The models, the devices, the threads that decode, the volume, and what was loaded so far."""
+    """The models, the devices, the threads that decode, the volume, the shadows, and what was loaded so far."""
 
     models: ServingRegistry
     devices: Devices
     decoder: Decoder
     volume: Volume
+    shadows: Shadows
     loads: LoadCounts = field(default_factory=LoadCounts)
 
     @property

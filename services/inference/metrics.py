@@ -18,6 +18,7 @@ from services.inference.devices import Devices
 from services.inference.durations import BOUNDS_S, Durations
 from services.inference.loading import Served, ServedLanguageModel
 from services.inference.registry import ServingRegistry
+from services.inference.shadow import Shadow
 from services.inference.statistics import ModelStatistics
 from tandem.exposition import gpu_metrics
 from tandem.gpus import Reading
@@ -50,6 +51,7 @@ class ServerMetrics:
     calls: CallCounts
     loads: LoadCounts
     read_gpus: Callable[[], Sequence[Reading]] = tuple
+    shadows: Callable[[], Sequence[Shadow]] = tuple
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of one scrape."""
@@ -66,6 +68,7 @@ class ServerMetrics:
         yield from _durations(models)
         yield from _texts([each for each in models if each.is_text])
         yield from self._whole(len(loaded))
+        yield from _shadows(self.shadows())
         yield from gpu_metrics(self.read_gpus())
 
     def _model(self, served: Served) -> Model:
@@ -149,6 +152,17 @@ def _texts(models: Sequence[Model]) -> Iterator[Metric]:
     yield _histogram("time_to_first_token_seconds", "From admission to the first token", _MODEL, first)
     between = [(labels, each.between_tokens) for labels, each in texts]
     yield _histogram("time_between_tokens_seconds", "From one token to the next", _MODEL, between)
+
+
+def _shadows(shadows: Sequence[Shadow]) -> Iterator[Metric]:
+    names = ("model", "alias", "candidate")
+    told = [((each.terms.name, each.terms.alias, each.labels[1]), each) for each in shadows]
+    seen = [(labels, each.num_seen) for labels, each in told]
+    yield _counter("shadow_seen_images", "Images of calls of which a shadow may have a share", names, seen)
+    recorded = [(labels, each.num_recorded) for labels, each in told]
+    yield _counter("shadow_images", "Images that the candidate of a shadow saw as well", names, recorded)
+    dropped = [((*labels, reason), count) for labels, each in told for reason, count in each.num_dropped.items()]
+    yield _counter("shadow_dropped_images", "Images that it was to see and did not", (*names, "reason"), dropped)
 
 
 def _counter(

@@ -13,11 +13,12 @@ from services.inference.admission import Lobby
 from services.inference.changes import Changes
 from services.inference.loading import Served
 from services.inference.memory import MemoryBudget
-from services.inference.residents import CALLER, FAILURE_MEMORY_S, Residents, Wiring, key_of
+from services.inference.residents import AHEAD, CALLER, FAILURE_MEMORY_S, Residents, Wiring, key_of
 from tandem.checkpoints.references import LATEST, ModelReference, parse_reference
 from tandem.checkpoints.registry import Located, Registry
 from tandem.errors import (
     CheckpointCorrupt,
+    InvalidRequest,
     MemoryFull,
     ModelTooLarge,
     ModelUnloaded,
@@ -72,6 +73,30 @@ class ServingRegistry:
             with self._lobby.wait():
                 served = await self._follow(parsed, CALLER)
         return self._residents.touch(served)
+
+    async def get_ahead(self, reference: str) -> Served:
+        """Return what `get` does of a version of the registry, loaded into free room alone: nothing makes way for it,
+        and it makes way for all that callers ask for. It stays with the version that `reference` names now.
+
+        Raises what `get` does, MemoryFull where there is no room, and InvalidRequest for a checkpoint of a run.
+        """
+        version = (await self._locate(reference)).version
+        if version is None:
+            raise InvalidRequest(
+                f"{reference} is a checkpoint of a run; name a version, as NAME:VERSION", field="model"
+            )
+        if version.name in self._unloaded:
+            raise ModelUnloaded(f"model {version.name} was unloaded on this server; load it to use it again")
+        pinned = ModelReference(version.name, version.version)
+        return self._pointers.get(pinned) or await self._follow(pinned, AHEAD)
+
+    def pointed(self, reference: ModelReference) -> Served | None:
+        """Return what answers calls of `reference` now; None where the next one would have to load it."""
+        return self._pointers.get(reference)
+
+    def has(self, served: Served) -> bool:
+        """Return whether `served` is in memory, and not only kept alive by those who hold it."""
+        return served in self._residents
 
     async def check_fits(self, served: Served, reference: str) -> None:
         """Raise ModelTooLarge if `reference` can't be in memory beside `served`, which a call holds while it asks."""

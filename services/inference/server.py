@@ -54,6 +54,7 @@ from services.inference.registry import ServingRegistry, Wiring
 from services.inference.runtimes.selection import RuntimeSelector
 from services.inference.scheduler import DeviceScheduler
 from services.inference.servicers import InferenceServicer, ModelsServicer
+from services.inference.shadows import Shadows
 from services.inference.shedding import Shedder
 from services.inference.slow_calls import CallFields
 from services.inference.telemetry import telling
@@ -141,9 +142,11 @@ async def _engine(settings: Settings) -> AsyncIterator[Engine]:
     )
     budget = MemoryBudget(settings.model_memory or min(map(default_budget, named)))
     models = ServingRegistry(Registry(volume), wiring, budget)
+    shadows = Shadows(models, devices, decoder)
     try:
-        yield Engine(models, devices, decoder, volume, loads)
+        yield Engine(models, devices, decoder, volume, shadows, loads)
     finally:
+        shadows.close()
         await models.close()
         loaders.shutdown(wait=False, cancel_futures=True)
         decoder.close()
@@ -223,6 +226,7 @@ async def _background(engine: Engine, settings: Settings, health: HealthBoard, s
         for name, start in (
             ("the watch of the volume", lambda: watch_volume(models, engine.volume.models, refreshed)),
             ("the watch of the event loop", shedder.watch),
+            ("the shadows", engine.shadows.run),
             ("the watch of the devices", lambda: watch_devices(engine.devices, health.failed)),
             ("the reader of announcements", lambda: listen(lambda: find_system(settings).broker, models.wake)),
         )

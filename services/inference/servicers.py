@@ -18,6 +18,7 @@ from services.inference.engine import Engine
 from services.inference.generate import generate
 from services.inference.loading import ServedClassifier, runtime_of, version_of
 from services.inference.score import score
+from services.inference.shadow_servicer import ShadowServicer
 from tandem.data.raw_image import RawImage
 from tandem.errors import CheckpointCorrupt, InvalidName, InvalidRequest, VolumeReadOnly
 from tandem.generation.prompts import check_max_words, check_num_texts, pick_seed
@@ -173,7 +174,7 @@ def check_answer(request: pb.GenerateRequest) -> None:
         )
 
 
-class ModelsServicer(rpc.ModelsServicer):
+class ModelsServicer(ShadowServicer, rpc.ModelsServicer):
     """What the registry holds; ListModels and GetModel publish the limits in their initial metadata.
 
     `status_of` is the boundary's: it has the reasons of failures as callers may see them.

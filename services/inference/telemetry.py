@@ -44,7 +44,7 @@ async def _metrics(settings: Settings, engine: Engine, observer: Observer) -> As
 
     calls = CallCounts()
     observer.listeners.append(calls)
-    metrics = ServerMetrics(engine.models, engine.devices, calls, engine.loads, read_gpus)
+    metrics = ServerMetrics(engine.models, engine.devices, calls, engine.loads, read_gpus, engine.shadows.all)
     server = serve_metrics(settings.metrics_listen, make_registry(metrics))
     try:
         yield

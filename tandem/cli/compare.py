@@ -16,7 +16,7 @@ from tandem.errors import InvalidImage, InvalidRequest
 
 if TYPE_CHECKING:
     from tandem.client import Client, Comparison, ScoredClass
-    from tandem.comparison.results import ModelVersion
+    from tandem.comparison.results import ComparisonSummary, ModelVersion
     from tandem.jobs.record import JobRecord
 
 # A person reads some; --json has them all.
@@ -201,7 +201,25 @@ def on_dataset(
 
 def document(answer: "Comparison") -> dict[str, Any]:
     """Return the JSON of a comparison."""
-    summary = answer.summary
+    evidence = answer.summary.evidence
+    return {
+        **summary_document(answer.summary),
+        "disagreements": [
+            {
+                "file": each.name,
+                "label": each.label or None,
+                "divergence_bits": each.divergence if evidence and evidence.divergence is not None else None,
+                "a": _answer(each.a),
+                "b": _answer(each.b),
+            }
+            for each in answer.ranked
+        ],
+        "errors": [{"file": each.name, "error": each.error} for each in answer.failures],
+    }
+
+
+def summary_document(summary: "ComparisonSummary") -> dict[str, Any]:
+    """Return the JSON of what a comparison found over all images."""
     known, evidence = summary.labelled, summary.evidence
     mcnemar = known and {
         "exact_p": known.exact_p,
@@ -228,17 +246,6 @@ def document(answer: "Comparison") -> dict[str, Any]:
         "classes": [_class(each) for each in found.by_class] if found else None,
         "only_in_a": [*evidence.only_in_a] if evidence else [],
         "only_in_b": [*evidence.only_in_b] if evidence else [],
-        "disagreements": [
-            {
-                "file": each.name,
-                "label": each.label or None,
-                "divergence_bits": each.divergence if evidence and evidence.divergence is not None else None,
-                "a": _answer(each.a),
-                "b": _answer(each.b),
-            }
-            for each in answer.ranked
-        ],
-        "errors": [{"file": each.name, "error": each.error} for each in answer.failures],
     }
 
 
@@ -272,7 +279,14 @@ def _answer(scored: "Sequence[ScoredClass]") -> dict[str, Any]:
 
 
 def _print_report(answer: "Comparison") -> None:
-    summary = answer.summary
+    print_summary(answer.summary)
+    if answer.failures:
+        click.echo(f"{len(answer.failures):,} can't be read, the first {answer.failures[0].name}")
+    _print_disagreements(answer)
+
+
+def print_summary(summary: "ComparisonSummary") -> None:
+    """Print what a comparison found over all images."""
     evidence, known = summary.evidence, summary.labelled
     found = evidence.labelled if evidence else None
     lines = table("", "model", "network", "accuracy", "", "accuracy@5", "", "calibration error")
@@ -283,8 +297,11 @@ def _print_report(answer: "Comparison") -> None:
     if summary.num_images:
         share = agreement(summary.num_disagreements, summary.num_images)
         kappa = f" (kappa {evidence.kappa:.3f})" if evidence and evidence.kappa is not None else ""
+        apart = evidence.divergence if evidence else None
+        bits = "" if apart is None else f"; their predictions are {apart:.3g} bits apart (Jensen-Shannon)"
         click.echo(
             f"they agree on {share:.1%} of {summary.num_images:,} images{kappa}; {summary.num_disagreements:,} differ"
+            f"{bits}"
         )
     if known:
         click.echo(
@@ -294,9 +311,6 @@ def _print_report(answer: "Comparison") -> None:
     if evidence:
         click.echo(verdict(evidence, summary.a.label, summary.b.label))
         _print_classes(evidence)
-    if answer.failures:
-        click.echo(f"{len(answer.failures):,} can't be read, the first {answer.failures[0].name}")
-    _print_disagreements(answer)
 
 
 def _row(version: "ModelVersion", accuracy: float | None, standing: Standing | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from tandem.cli.export import export
 from tandem.cli.output import console, json_option, open_volume, print_json, table
 from tandem.cli.promote import promote, rollback
 from tandem.cli.serving import alias, load, unload, watch
+from tandem.cli.shadow import shadow
 from tandem.errors import TandemError
 from tandem.models.layers import Layer, from_json, shapes_text, total_parameters
 
@@ -30,7 +31,7 @@ def models() -> None:
     """Models of the registry: names, versions and aliases."""
 
 
-for command in (export, promote, rollback, load, unload, alias, watch):
+for command in (export, promote, rollback, load, unload, alias, shadow, watch):
     models.add_command(command)
 
 

@@ -18,6 +18,8 @@ from tandem.comparison.matching import MatchedClasses
 from tandem.comparison.results import PairResult, ScoredClass
 
 TOP_K = 5
+# Batches that are kept as they came: one image in arrays of its own takes 1.2 kB.
+_LOOSE = 512
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -58,6 +60,8 @@ class Recorder:
 
     def __init__(self, classes: MatchedClasses) -> None:
         self.classes = classes
+        # Of many batches each, and those that came since.
+        self._joined: list[Columns] = []
         self._batches: list[Columns] = []
 
     def add(self, a: Predictions, b: Predictions, labels: Indices) -> Columns:
@@ -69,6 +73,9 @@ class Recorder:
         answers = _answers(a, places_a, labels), _answers(b, places_b, labels)
         columns = Columns(labels, *answers, apart.astype(np.float32))
         self._batches.append(columns)
+        if len(self._batches) == _LOOSE:
+            self._joined.append(_join(self._batches))
+            self._batches.clear()
         return columns
 
     def evidence(self) -> Evidence:
@@ -82,23 +89,26 @@ class Recorder:
 
     def columns(self) -> Columns:
         """Return all images so far."""
+        return _join([*self._joined, *self._batches])
 
-        def joined(part: Callable[[Columns], NDArray[T]], kind: type) -> NDArray[T]:  # type: ignore[type-var]
-            return np.concatenate([part(each) for each in self._batches]) if self._batches else np.zeros(0, kind)
 
-        def answers(side: Callable[[Columns], Answers]) -> Answers:
-            return Answers(
-                joined(lambda each: side(each).named, np.int64),
-                joined(lambda each: side(each).in_top_5, np.bool_),
-                joined(lambda each: side(each).confidence, np.float32),
-            )
+def _join(batches: Sequence[Columns]) -> Columns:
+    def joined(part: Callable[[Columns], NDArray[T]], kind: type) -> NDArray[T]:  # type: ignore[type-var]
+        return np.concatenate([part(each) for each in batches]) if batches else np.zeros(0, kind)
 
-        return Columns(
-            joined(lambda each: each.labels, np.int64),
-            answers(lambda each: each.a),
-            answers(lambda each: each.b),
-            joined(lambda each: each.divergence, np.float32),
+    def answers(side: Callable[[Columns], Answers]) -> Answers:
+        return Answers(
+            joined(lambda each: side(each).named, np.int64),
+            joined(lambda each: side(each).in_top_5, np.bool_),
+            joined(lambda each: side(each).confidence, np.float32),
         )
+
+    return Columns(
+        joined(lambda each: each.labels, np.int64),
+        answers(lambda each: each.a),
+        answers(lambda each: each.b),
+        joined(lambda each: each.divergence, np.float32),
+    )
 
 
 def weigh(columns: Columns, ids: Sequence[str]) -> Evidence:

@@ -36,6 +36,9 @@ MAX_STREAMS = 128
 # Of WatchModels: callers, and changes that one may be behind before it gets all models anew.
 MAX_WATCHERS = 64
 MAX_CHANGES = 256
+# Of StartShadow: shadows, and images of one.
+MAX_SHADOWS = 8
+MAX_SHADOW_IMAGES = 1_000_000
 
 DEFAULT_TOP_K = 5
 DEFAULT_WORDS = 100
@@ -71,6 +74,8 @@ def limits_metadata(num_devices: int = 1) -> tuple[tuple[str, str], ...]:
         "returned-images": MAX_RETURNED_IMAGES,
         "returned-bytes": MAX_RETURNED_BYTES,
         "watchers": MAX_WATCHERS,
+        "shadows": MAX_SHADOWS,
+        "shadow-images": MAX_SHADOW_IMAGES,
         "stream-images": MAX_STREAM_IMAGES,
         "stream-bytes": MAX_STREAM_BYTES,
         "queue-items": MAX_QUEUE_ITEMS * num_devices,

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Image:
-    """An image, encoded or raw; `label` is the id of its true class, where it is known (only compare reads it)."""
+    """An image, encoded or raw; `label` is the id of its true class, where it is known; compare and shadows read it."""
 
     data: bytes | RawImage
     name: str = ""
@@ -199,6 +199,21 @@ def alias_request(name: str, alias: str, version: int) -> pb.SetAliasRequest:
 def unalias_request(name: str, alias: str) -> pb.DeleteAliasRequest:
     """Return the request of DeleteAlias."""
     return _checked(lambda: pb.DeleteAliasRequest(name=name, alias=alias))
+
+
+def shadow_request(name: str, alias: str, candidate: str, share: float) -> pb.StartShadowRequest:
+    """Return the request of StartShadow."""
+    return _checked(lambda: pb.StartShadowRequest(name=name, alias=alias, candidate=candidate, share=share))
+
+
+def shadows_request(name: str, alias: str) -> pb.GetShadowsRequest:
+    """Return the request of GetShadows."""
+    return _checked(lambda: pb.GetShadowsRequest(name=name, alias=alias))
+
+
+def unshadow_request(name: str, alias: str) -> pb.StopShadowRequest:
+    """Return the request of StopShadow."""
+    return _checked(lambda: pb.StopShadowRequest(name=name, alias=alias))
 
 
 def _checked(build: Callable[[], T]) -> T:

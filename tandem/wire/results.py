@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tandem.comparison.results import ModelVersion, ScoredClass, Timings
+from tandem.comparison.results import ComparisonSummary, ModelVersion, ScoredClass, Timings
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,31 @@ class AliasMove:
 
     model: ModelInfo
     previous_version: int
+
+
+@dataclass(frozen=True)
+class ShadowReport:
+    """What a shadow of the calls of model `name` by `alias` has found; see Shadow of the wire contract.
+
+    `summary` is of the images that both models saw, a the version that answers and b the candidate; without evidence
+    while there are none. `ended` says why it ended, "" while it goes on.
+    """
+
+    name: str
+    alias: str
+    share: float
+    age_s: float
+    num_seen: int
+    num_waiting: int
+    # Reason → images.
+    num_dropped: dict[str, int]
+    ended: str
+    summary: ComparisonSummary
+
+    @property
+    def num_shadowed(self) -> int:
+        """Images that both models saw."""
+        return self.summary.num_images
 
 
 @dataclass(frozen=True)

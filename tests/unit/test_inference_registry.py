@@ -19,7 +19,7 @@ from services.inference.runtimes.interface import ClassifierRuntime
 from services.inference.watch import scan
 from tandem.checkpoints.files import step_directory, write_checkpoint, write_pointer
 from tandem.checkpoints.registry import Located, Registry
-from tandem.errors import CheckpointCorrupt, InvalidReference, ModelNotFound, ModelUnloaded
+from tandem.errors import CheckpointCorrupt, InvalidReference, InvalidRequest, MemoryFull, ModelNotFound, ModelUnloaded
 from tandem.volume import Volume
 
 
@@ -387,3 +387,28 @@ async def test_what_is_mended_is_loaded_at_once_when_it_is_asked_for(
         await models.load("m")
     loader.broken.clear()
     assert (await models.load("m")).located.label == "m:1"
+
+
+async def test_what_is_got_ahead_makes_nothing_go_and_goes_first(
+    models: ServingRegistry, loader: FakeLoader, publish: Callable[..., None]
+) -> None:
+    publish("a", "b", "c", "d", "d")
+    await models.get("a")
+    candidate = await models.get_ahead("d@latest")
+    assert candidate.located.label == "d:2"
+    assert models.has(candidate)
+    publish("d")
+    assert await models.get_ahead("d:2") is candidate, "it stays with its version"
+    await models.get("b")
+    with pytest.raises(MemoryFull):
+        await models.get_ahead("c")
+    assert {each.located.label for each in models.loaded()} == {"a:1", "b:1", "d:2"}
+    del candidate
+    await models.get("c")
+    assert {each.located.label for each in models.loaded()} == {"a:1", "b:1", "c:1"}
+    for reference, error in (("run:r0/1", InvalidRequest), ("e", ModelNotFound), ("d:9", ModelNotFound)):
+        with pytest.raises(error):
+            await models.get_ahead(reference)
+    await models.unload("d")
+    with pytest.raises(ModelUnloaded):
+        await models.get_ahead("d:1")

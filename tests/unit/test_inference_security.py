@@ -210,6 +210,7 @@ def test_every_method_of_the_contract_has_its_scope() -> None:
         "ListModels": PREDICT,
         "GetModel": PREDICT,
         "WatchModels": PREDICT,
+        "GetShadows": PREDICT,
     }
     for service in pb.DESCRIPTOR.services_by_name.values():
         for method in service.methods:
@@ -217,7 +218,7 @@ def test_every_method_of_the_contract_has_its_scope() -> None:
             assert scope_of(f"/{service.full_name}/{method.name}") == expected.get(
                 method.name, ADMIN if service.name == "Models" else PREDICT
             )
-    for name in ("LoadModel", "UnloadModel", "SetAlias", "DeleteAlias", "SomethingNew"):
+    for name in ("LoadModel", "UnloadModel", "SetAlias", "DeleteAlias", "StartShadow", "StopShadow", "SomethingNew"):
         assert scope_of(f"/tandem.v1.Models/{name}") == ADMIN
     for name in ("RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "SystemSharedMemoryRegister"):
         assert scope_of(f"/inference.GRPCInferenceService/{name}") == ADMIN
@@ -518,6 +519,7 @@ async def test_messages_that_are_none_or_too_much_are_refused_before_they_are_pa
         "Models/LoadModel",
         "Models/SetAlias",
         "Models/WatchModels",
+        "Models/StartShadow",
     ):
         code, _ = await ended(f"/tandem.v1.{method}", bytes(MAX_TEXT_REQUEST_BYTES + 1), never)
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -606,6 +608,9 @@ REQUESTS: dict[str, Any] = {
     "SetAlias": pb.SetAliasRequest(name="m", alias="production", version=1),
     "DeleteAlias": pb.DeleteAliasRequest(name="m", alias="production"),
     "WatchModels": pb.WatchModelsRequest(),
+    "StartShadow": pb.StartShadowRequest(name="m", alias="production", candidate="m:2", share=0.5),
+    "GetShadows": pb.GetShadowsRequest(),
+    "StopShadow": pb.StopShadowRequest(name="m", alias="production"),
     "ClassifyStream": pb.ClassifyStreamRequest(request=pb.ClassifyRequest(model="m")),
 }
 

@@ -52,6 +52,18 @@ def test_a_model_and_itself() -> None:
     assert verdict(found, "m:1", "m:1").startswith("No difference is shown between m:1 and m:1")
 
 
+def test_many_small_batches_say_what_a_large_one_does() -> None:
+    matched, labels = MatchedClasses.of(classes("abcdef"), classes("abcdef")), np.arange(1300) % 6
+    a, b = (predictions(random_rows(seed, 1300, 6)) for seed in (4, 5))
+    whole, parts = Recorder(matched), Recorder(matched)
+    whole.add(a, b, labels)
+    for place in range(1300):
+        row = slice(place, place + 1)
+        one, other = (Predictions(each.probabilities[row], each.ranked[row]) for each in (a, b))
+        parts.add(one, other, labels[row])
+    assert parts.evidence() == whole.evidence()
+
+
 def test_each_figure_of_models_that_order_their_classes_differently() -> None:
     matched = MatchedClasses.of(classes("abcdefgh"), classes("hgfedcba"))
     recorder, labels = Recorder(matched), np.arange(300) % 8

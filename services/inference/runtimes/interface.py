@@ -1,4 +1,4 @@
-"""What the server asks of a runtime; all calls come from the one thread of its device."""
+"""What the server asks of a runtime; all calls come from the one thread of its device, or one that it waits for."""
 
 from typing import Literal, Protocol
 

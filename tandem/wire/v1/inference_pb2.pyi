@@ -662,6 +662,81 @@ class ModelChange(_message.Message):
     reason: str
     def __init__(self, kind: _Optional[_Union[ModelChange.Kind, str]] = ..., name: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., previous_version: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class StartShadowRequest(_message.Message):
+    __slots__ = ("name", "alias", "candidate", "share")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    candidate: str
+    share: float
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., candidate: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
+
+class StartShadowResponse(_message.Message):
+    __slots__ = ("shadow",)
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    shadow: Shadow
+    def __init__(self, shadow: _Optional[_Union[Shadow, _Mapping]] = ...) -> None: ...
+
+class GetShadowsRequest(_message.Message):
+    __slots__ = ("name", "alias")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
+
+class GetShadowsResponse(_message.Message):
+    __slots__ = ("shadows",)
+    SHADOWS_FIELD_NUMBER: _ClassVar[int]
+    shadows: _containers.RepeatedCompositeFieldContainer[Shadow]
+    def __init__(self, shadows: _Optional[_Iterable[_Union[Shadow, _Mapping]]] = ...) -> None: ...
+
+class StopShadowRequest(_message.Message):
+    __slots__ = ("name", "alias")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
+
+class StopShadowResponse(_message.Message):
+    __slots__ = ("shadow",)
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    shadow: Shadow
+    def __init__(self, shadow: _Optional[_Union[Shadow, _Mapping]] = ...) -> None: ...
+
+class Shadow(_message.Message):
+    __slots__ = ("name", "alias", "share", "age_s", "num_seen", "num_waiting", "num_dropped", "ended", "summary")
+    class NumDroppedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_SEEN_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    NUM_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    share: float
+    age_s: float
+    num_seen: int
+    num_waiting: int
+    num_dropped: _containers.ScalarMap[str, int]
+    ended: str
+    summary: ComparisonSummary
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., share: _Optional[float] = ..., age_s: _Optional[float] = ..., num_seen: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_dropped: _Optional[_Mapping[str, int]] = ..., ended: _Optional[str] = ..., summary: _Optional[_Union[ComparisonSummary, _Mapping]] = ...) -> None: ...
+
 class Runtime(_message.Message):
     __slots__ = ("name", "dtype", "reason", "max_probability_drift", "mean_probability_drift")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -413,6 +413,21 @@ class ModelsStub:
                 request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsRequest.SerializeToString,
                 response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsResponse.FromString,
                 _registered_method=True)
+        self.StartShadow = channel.unary_unary(
+                '/tandem.v1.Models/StartShadow',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.StartShadowRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.StartShadowResponse.FromString,
+                _registered_method=True)
+        self.GetShadows = channel.unary_unary(
+                '/tandem.v1.Models/GetShadows',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GetShadowsRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GetShadowsResponse.FromString,
+                _registered_method=True)
+        self.StopShadow = channel.unary_unary(
+                '/tandem.v1.Models/StopShadow',
+                request_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.StopShadowRequest.SerializeToString,
+                response_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.StopShadowResponse.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer:
@@ -472,6 +487,30 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartShadow(self, request, context):
+        """Let a candidate see a share of the Classify calls that name an alias, too, and compare the two. Callers are answered by
+        the alias's version alone, and before; the shadow has what the device has left over, and is dropped first. Known to
+        this server alone, and until it stops. The candidate is loaded into free room: RESOURCE_EXHAUSTED where there is none.
+        ABORTED where the alias has a shadow already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetShadows(self, request, context):
+        """What shadows have found so far.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopShadow(self, request, context):
+        """End a shadow, forget it, and tell once more what it has found.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -509,6 +548,21 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.WatchModels,
                     request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsRequest.FromString,
                     response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsResponse.SerializeToString,
+            ),
+            'StartShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartShadow,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.StartShadowRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.StartShadowResponse.SerializeToString,
+            ),
+            'GetShadows': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetShadows,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GetShadowsRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.GetShadowsResponse.SerializeToString,
+            ),
+            'StopShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopShadow,
+                    request_deserializer=tandem_dot_wire_dot_v1_dot_inference__pb2.StopShadowRequest.FromString,
+                    response_serializer=tandem_dot_wire_dot_v1_dot_inference__pb2.StopShadowResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -701,6 +755,87 @@ class Models:
             '/tandem.v1.Models/WatchModels',
             tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsRequest.SerializeToString,
             tandem_dot_wire_dot_v1_dot_inference__pb2.WatchModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Models/StartShadow',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.StartShadowRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.StartShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetShadows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Models/GetShadows',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.GetShadowsRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.GetShadowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Models/StopShadow',
+            tandem_dot_wire_dot_v1_dot_inference__pb2.StopShadowRequest.SerializeToString,
+            tandem_dot_wire_dot_v1_dot_inference__pb2.StopShadowResponse.FromString,
             options,
             channel_credentials,
             insecure,
