@@ -137,7 +137,7 @@ def test_tokens_of_a_better_model() -> None:
 
 def test_tokens_that_are_alike_or_few() -> None:
     one = np.array([2.5], np.float32)
-    assert compare_losses(one, one).interval == (-math.inf, math.inf)
+    assert compare_losses(one, one + 1).interval == (-math.inf, math.inf)
     same = np.array([1.0, 3.0, 2.0], np.float32)
     assert compare_losses(same, same).interval == (0.0, 0.0)
     assert compare_losses(np.arange(400, dtype=np.float32), np.zeros(400, np.float32)).block_tokens == 10
@@ -189,6 +189,7 @@ def test_a_text_of_few_tokens_has_no_interval(num_tokens: int) -> None:
     assert compare_losses(np.ones(num_tokens, np.float32), np.ones(num_tokens, np.float32)).interval == (0.0, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_what_so_many_resamples_can_not_tell_has_no_interval() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 400)).astype(np.float32)
     assert compare_losses(a, b).has_interval

@@ -21,7 +21,7 @@ PROMOTE = {**EVALUATE, "kind": "promote_classifier", "alias": "production"}
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     volume = Volume(tmp_path_factory.mktemp("volume"))
-    write_image_dataset(volume, "shapes")
+    shapes = write_image_dataset(volume, "shapes")
     write_text_dataset(volume, "words")
     for name, packed, ids in (("photos", False, ("a", "b")), ("lonely", True, ("a",))):
         manifest = ImageDataset(
@@ -34,7 +34,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
         )
         volume.dataset(name).mkdir()
         (volume.dataset(name) / "dataset.json").write_bytes(to_json(manifest.model_dump(mode="json")))
-    publish_classifier(volume, "known", "run-a")
+    publish_classifier(volume, "known", "run-a", classes=[each.id for each in shapes.classes])
     publish_language_model(volume, "text", "run-l")
     return volume
 
