@@ -103,13 +103,16 @@ class Client(ModelCalls):
     """A blocking client; safe to share between threads. `timeout_s` is the deadline of a call without a stream.
 
     `access` names the files of TLS and of the token, which are read once, here; `Settings.from_environment()` has that
-    of the environment. Raises InvalidRequest for what is wrong with them.
+    of the environment. `priority` is that of all its calls: "low", "normal" or "high"; empty for the server's default.
+    Raises InvalidRequest for what is wrong with them.
     """
 
-    def __init__(self, address: str, timeout_s: float = DEFAULT_TIMEOUT_S, access: ClientAccess = OPEN) -> None:
+    def __init__(
+        self, address: str, timeout_s: float = DEFAULT_TIMEOUT_S, access: ClientAccess = OPEN, priority: str = ""
+    ) -> None:
         self.address = address
         self.timeout_s = timeout_s
-        self._channel = open_channel(address, access)
+        self._channel = open_channel(address, access, priority)
         self._is_encrypted = access.is_encrypted
         self._errors = partial(_errors, address, access.is_encrypted)
         self._inference = rpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -281,10 +284,12 @@ class Client(ModelCalls):
 class AsyncClient(AsyncModelCalls):
     """The same for asyncio; to be used on the event loop that it was made on."""
 
-    def __init__(self, address: str, timeout_s: float = DEFAULT_TIMEOUT_S, access: ClientAccess = OPEN) -> None:
+    def __init__(
+        self, address: str, timeout_s: float = DEFAULT_TIMEOUT_S, access: ClientAccess = OPEN, priority: str = ""
+    ) -> None:
         self.address = address
         self.timeout_s = timeout_s
-        self._channel = open_aio_channel(address, access)
+        self._channel = open_aio_channel(address, access, priority)
         self._is_encrypted = access.is_encrypted
         self._errors = partial(_errors, address, access.is_encrypted)
         # The generated stubs take either kind of channel; their types know only the blocking one.

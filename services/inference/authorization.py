@@ -1,17 +1,17 @@
 """Who may call what: one table of scopes, asked before a byte of the request is read."""
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from services.inference.context import Context
 from services.inference.health import WHOLE
+from services.inference.refusing import end, refusing
 from services.inference.tokens import ADMIN, PREDICT, TokenFile
 from tandem.access import TOKEN_FILE
 from tandem.errors import AccessDenied, PermissionDenied, Unauthenticated
-from tandem.wire.status import to_status
 
 if TYPE_CHECKING:
     # Generic for the type checker alone.
@@ -74,13 +74,13 @@ class Authorization(grpc.aio.ServerInterceptor):
             granted = self._granted(handler_call_details.invocation_metadata or ())
         except Unauthenticated as error:
             if scope != OPEN:
-                return _refusing(error)
+                return refusing(error)
             handler = await continuation(handler_call_details)
             return _of_the_whole(handler, error) if handler and method.removeprefix("/") in _HEALTH else handler
         handler = await continuation(handler_call_details)
         if handler is None or scope == OPEN or scope in granted:
             return handler
-        return _refusing(PermissionDenied(f"the token of this call lacks the scope {scope}, which {method[1:]} needs"))
+        return refusing(PermissionDenied(f"the token of this call lacks the scope {scope}, which {method[1:]} needs"))
 
     def _granted(self, metadata: Any) -> frozenset[str]:
         """Return the scopes of the call's token; raise Unauthenticated, which does not repeat it."""
@@ -94,18 +94,6 @@ class Authorization(grpc.aio.ServerInterceptor):
         return granted
 
 
-def _refusing(error: AccessDenied) -> "Handler":
-    """Return a handler that ends the call at once.
-
-    As a stream of requests, whatever the method is: of those nothing is read, let alone parsed, before it is asked for.
-    """
-
-    async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
-        await _end(context, error)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
-
-
 def _of_the_whole(handler: Any, error: AccessDenied) -> "Handler":
     """Return the health check `handler` for callers without a token: the whole is told, no model."""
     coders = {
@@ -115,19 +103,14 @@ def _of_the_whole(handler: Any, error: AccessDenied) -> "Handler":
 
     async def check(request: Any, context: Context) -> Any:
         if request.service not in WHOLE:
-            await _end(context, error)
+            await end(context, error)
         return await handler.unary_unary(request, context)
 
     async def watch(request: Any, context: Context) -> Any:
         if request.service not in WHOLE:
-            await _end(context, error)
+            await end(context, error)
         return await handler.unary_stream(request, context)
 
     if handler.unary_unary:
         return grpc.unary_unary_rpc_method_handler(check, **coders)
     return grpc.unary_stream_rpc_method_handler(watch, **coders)
-
-
-async def _end(context: Context, error: AccessDenied) -> None:
-    status = to_status(error)
-    await context.abort(status.code, status.message, status.trailing_metadata)

@@ -211,6 +211,10 @@ class BatchQueue:
         )
         return self._rest_s(now) + ahead + others
 
+    def share_s(self, lane: Lane, num_items: int) -> float:
+        """Return what `num_items` of `lane` take of full batches."""
+        return lane.fit.duration_s(self.max_batch, None) * num_items / self.max_batch
+
     def backlog_s(self, now: float) -> float:
         """Return the estimate of how long all that waits and runs will take."""
         waiting = (lane.fit.duration_s(sum(lane.num_waiting), None, self.max_batch) for lane in self._active)

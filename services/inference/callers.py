@@ -1,6 +1,7 @@
 """What a call's context says of its caller's wishes: until when, and how urgent."""
 
 import time
+from collections.abc import Iterable
 
 from services.inference.batching import Priority
 from services.inference.context import Context
@@ -10,7 +11,12 @@ from tandem.wire.limits import PRIORITY_KEY
 
 def priority_of(context: Context) -> Priority:
     """Return what the metadata says; raise InvalidRequest if it is no priority."""
-    said = next((value for key, value in context.invocation_metadata() or () if key == PRIORITY_KEY), "normal")
+    return priority_in(context.invocation_metadata() or ())
+
+
+def priority_in(metadata: Iterable[tuple[str, str | bytes]]) -> Priority:
+    """Return the priority that the metadata of a call says; raise InvalidRequest if it is none."""
+    said = next((value for key, value in metadata if key == PRIORITY_KEY), "normal")
     try:
         return Priority[str(said).upper()]
     except KeyError:

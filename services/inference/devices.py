@@ -67,6 +67,10 @@ class Devices:
         refusals = self.refusals()
         return refusals["deadline"] + refusals["late"]
 
+    def asked_s(self) -> float:
+        """Return for how many seconds of a device calls have asked so far, let in or not, as far as can be told."""
+        return sum(scheduler.asked_s for scheduler in self) / len(self)
+
     def note_shed(self) -> None:
         """Count a call that was refused as it arrived; no device was chosen for it, so the first one counts it."""
         self[0].refuse("overload")

@@ -55,6 +55,9 @@ async def drain(
     try:
         # For calls alone: who watches the health would do so for ever.
         await asyncio.wait_for(observer.idle(), patience.grace_s)
+        # A call that gRPC had taken and not yet begun may begin now; it has the rest of the time.
+        observer.end_others()
+        await asyncio.wait_for(asyncio.shield(stopping), patience.grace_s)
     except TimeoutError:
         log.warning("calls given up after %g s: %d", patience.grace_s, observer.num_active)
     observer.end_all()

@@ -145,9 +145,16 @@ class Observer(grpc.aio.ServerInterceptor):
 
     def end_all(self) -> None:
         """End what is under way with UNAVAILABLE."""
-        for call, task in list(self._active.items()):
+        self._end_each(list(self._active))
+
+    def end_others(self) -> None:
+        """End what is no call of our own services, such as watches of the health, which have no end of their own."""
+        self._end_each([call for call in self._active if not is_ours(call.method)])
+
+    def _end_each(self, calls: Sequence[Observed]) -> None:
+        for call in calls:
             self._given_up.add(call)
-            task.cancel()
+            self._active[call].cancel()
 
     async def intercept_service(
         self,

@@ -94,6 +94,8 @@ class DeviceScheduler:
         self._other = Lane()
         self._changed = threading.Condition(threading.Lock())
         self._closed = False
+        # Seconds of the device that calls have asked for, let in or not, as far as can be told.
+        self.asked_s = 0.0
         self._thread = threading.Thread(target=self._serve, name=f"device-{device}", daemon=True)
         self._thread.start()
 
@@ -245,6 +247,7 @@ class DeviceScheduler:
     ) -> Place:
         now = time.monotonic()
         with self._changed:
+            self.asked_s += sum(self._queue.share_s(self._lane(runtime), num_items) for runtime in runtimes)
             load = Load(num_items, [self._lane(runtime) for runtime in runtimes], num_bytes, stream)
             statistics = [lane.statistics for lane in load.lanes]
             try:
@@ -356,7 +359,7 @@ class DeviceScheduler:
         try:
             compute(batch)
         except Exception as failure:  # noqa: BLE001 - it belongs to the callers, who get it
-            error = failure
+            error = _out_of_memory(failure) if isinstance(failure, torch.OutOfMemoryError | MemoryError) else failure
         ended_at = time.monotonic()
         for part in batch.parts:
             part.job.payload.compute_s += ended_at - batch.started_at
@@ -369,6 +372,14 @@ class DeviceScheduler:
             error = failure
         if error is not None:
             fail([job.payload for job in ended], error)
+        if isinstance(error, torch.AcceleratorError):
+            # Its context is lost: all that would come here would fail, and fast, which draws calls.
+            raise error
+
+
+def _out_of_memory(error: BaseException) -> QueueFull:
+    log.warning("no memory for a batch: %s", " ".join(str(error).split())[:200])
+    return QueueFull("the device has no memory for this batch now; send fewer images at a time, or try again", 1.0)
 
 
 def _stopping() -> Unavailable:

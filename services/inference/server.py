@@ -107,8 +107,8 @@ async def running_server(settings: Settings, allow_insecure: bool = False) -> As
     quiet_about_callers_who_leave()
     health, observer = HealthBoard(), Observer()
     async with _engine(settings) as engine, telling(settings, engine, observer):
-        shedder = Shedder(engine.devices.num_late, engine.devices.note_shed)
-        server = _build(engine, health, boundary, (shedder, observer, *_authorization(access)))
+        shedder = Shedder(engine.devices.num_late, engine.devices.asked_s, engine.devices.note_shed)
+        server = _build(engine, health, boundary, (observer, *_authorization(access), shedder))
         address = bind(server, host, port, certificates)
         await health.starting()
         await server.start()

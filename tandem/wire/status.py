@@ -111,6 +111,9 @@ def from_rpc_error(error: Any, address: str, received: str = "", is_encrypted: b
     rich = _rich_status(error.trailing_metadata() or ())
     if received and rich is None and code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return errors.ServerUnavailable(f"the connection to {address} was lost after {received}")
+    if code == grpc.StatusCode.CANCELLED and rich is None:
+        # Who cancels a call of his own gets no RpcError of it: the server has stopped before it began with this one.
+        return errors.ServerUnavailable(f"the inference server at {address} is stopping; try again")
     if code == grpc.StatusCode.UNAVAILABLE and rich is None:
         if problem := tls_problem(message, address, is_encrypted):
             return errors.ServerUnavailable(problem)

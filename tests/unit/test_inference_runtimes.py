@@ -135,6 +135,16 @@ def test_a_structure_is_traced_once_and_all_but_its_first_graph_goes_with_its_mo
     assert len(graphs._graphs) == 1
 
 
+def test_the_graphs_of_the_last_structures_are_kept_and_no_more() -> None:
+    graphs, gone = GraphCache(), []
+    for num_classes in (5, 6, 7):
+        runtime = openvino_of(graphs, network_of("squeezenet1_1", num_classes=num_classes), 32, "float32")
+        gone.append(weakref.ref(runtime._graph))
+        del runtime
+    gc.collect()
+    assert [each() is None for each in gone] == [True, False, False]
+
+
 def test_answers_of_openvino_are_not_overwritten_by_the_next() -> None:
     runtime, pixels = openvino_of(GraphCache(), network_of("squeezenet1_1"), 32, "float32"), images(2)
     first = runtime.predict(pixels[:1])

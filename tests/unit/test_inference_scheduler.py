@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from waiting import until
 
 from services.inference.scheduler import MAX_BATCH, DeviceScheduler, Priority
 from tandem.errors import DeadlineExceeded, QueueFull, Unavailable
@@ -221,6 +222,27 @@ async def test_a_batch_that_fails_fails_its_calls_alone(scheduler: DeviceSchedul
     with pytest.raises(ZeroDivisionError):
         await large
     assert scheduler.num_waiting == 0
+
+
+async def test_a_batch_that_memory_lacks_for_may_be_tried_again_smaller(scheduler: DeviceScheduler) -> None:
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB\nwith a second line")
+
+    with pytest.raises(QueueFull, match="the device has no memory for this batch now; send fewer images at a time"):
+        await scheduler.run(too_large)
+    assert (await scheduler.run(lambda: 7)).value == 7
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_device_whose_context_is_lost_takes_no_more_calls(scheduler: DeviceScheduler) -> None:
+    def illegal() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises((torch.AcceleratorError, Unavailable)):
+        await scheduler.run(illegal)
+    await until(lambda: not scheduler.is_alive)
+    with pytest.raises(Unavailable):
+        await scheduler.run(lambda: 7)
 
 
 async def test_a_thousand_cancelled_calls_leave_it_empty_and_serving(scheduler: DeviceScheduler) -> None:

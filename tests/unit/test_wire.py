@@ -116,6 +116,12 @@ def test_a_connection_that_is_lost_on_the_way_is_no_server_that_was_never_there(
     assert str(error) == "the connection to 127.0.0.1:9 was lost after 1,200 words"
 
 
+def test_a_call_that_a_stopping_server_never_began_may_be_tried_again() -> None:
+    error = from_rpc_error(FakeRpcError(WireStatus(grpc.StatusCode.CANCELLED, "CANCELLED", ())), "127.0.0.1:9")
+    assert type(error) is errors.ServerUnavailable
+    assert str(error) == "the inference server at 127.0.0.1:9 is stopping; try again"
+
+
 def test_messages_hold_no_more_images_than_their_answers_may() -> None:
     assert [len(chunk) for chunk in image_messages([b"x"] * 300, top_k=5)] == [256, 44]
     assert [len(chunk) for chunk in image_messages([b"x"] * 300, top_k=1000)] == [100, 100, 100]

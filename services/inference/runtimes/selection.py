@@ -11,11 +11,12 @@ import math
 import statistics
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ TIME_LIMIT_S = 1.0
 _MAX_TURNS = 15
 # Networks of a structure take the same, but what others do meanwhile is measured with it: the median of so many counts.
 _NUM_MEASURED = 5
+_NUM_STRUCTURES = 256
 
 log = logging.getLogger("tandem.inference.runtimes")
 
@@ -47,6 +49,7 @@ log = logging.getLogger("tandem.inference.runtimes")
 Times = Mapping[str, tuple[float, ...]]
 # A network's modules and its image size.
 Structure = tuple[str, int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,10 @@ class RuntimeSelector:
         self._graphs = GraphCache()
         self._lock = threading.Lock()
         # In memory: another machine on the same volume has other times, and they take 2 s once for each structure.
-        self._times: dict[Structure, Times] = {}
+        self._times: OrderedDict[Structure, Times] = OrderedDict()
         # One network at a time, or the memory of one would be taken for that of another.
         self._building = threading.Lock()
-        self._grown: dict[Structure, list[int]] = {}
+        self._grown: OrderedDict[Structure, list[int]] = OrderedDict()
 
     def select(
         self,
@@ -121,7 +124,7 @@ class RuntimeSelector:
     def _num_bytes(self, structure: Structure, own: int, grown: int) -> int:
         # On the CPU the network itself was there before; on another device it is part of what came.
         measured = [*self._grown.get(structure, ()), own + grown if self._device.type == "cpu" else grown]
-        self._grown[structure] = measured[-_NUM_MEASURED:]
+        _keep(self._grown, structure, measured[-_NUM_MEASURED:])
         return max(own, statistics.median_low(self._grown[structure]))
 
     def _select(
@@ -195,8 +198,17 @@ class RuntimeSelector:
         with self._lock:
             times = self._times.get(structure, {})
             if not runtimes.keys() <= times.keys():
-                times = self._times[structure] = measure(runtimes, pixels)
+                times = _keep(self._times, structure, measure(runtimes, pixels))
         return times
+
+
+def _keep(table: OrderedDict[Structure, T], structure: Structure, value: T) -> T:
+    """Put `value` into a table of the structures that came last."""
+    table[structure] = value
+    table.move_to_end(structure)
+    if len(table) > _NUM_STRUCTURES:
+        table.popitem(last=False)
+    return value
 
 
 def engines(device: torch.device, engine: str, precision: Precision) -> tuple[str, ...]:
