@@ -130,3 +130,13 @@ def test_a_run_is_a_model_too(client: Client) -> None:
     answer = client.classify("run:run-a/1", [png(0)])
     assert answer.model.label == "run:run-a/1"
     assert answer.results == client.classify("a", [png(0)]).results
+
+
+def test_a_client_says_how_urgent_its_calls_are(server: ServerProcess) -> None:
+    with Client(server.address, priority="high") as client:
+        assert not client.classify("a", [png(0)]).results[0].error
+    with (
+        Client(server.address, priority="soon") as client,
+        pytest.raises(InvalidRequest, match="it is low, normal or high"),
+    ):
+        client.classify("a", [png(0)])
