@@ -80,12 +80,16 @@ def read_terms(parameters: Parameters, context: Context) -> Terms:
     deadline, timeout_us = deadline_of(context), parameters.integer("timeout")
     if timeout_us is not None:
         if timeout_us < 0:
-            raise InvalidRequest(f"timeout is {timeout_us}; it is in microseconds, 0 for none", field="timeout")
+            raise InvalidRequest(
+                f"timeout is {timeout_us}; it is in microseconds, 0 for none", field="parameters.timeout"
+            )
         ends_at = time.monotonic() + timeout_us / 1e6
         deadline = deadline if not timeout_us else ends_at if deadline is None else min(deadline, ends_at)
     level = parameters.integer("priority") or 0
     if level and level not in _PRIORITIES:
-        raise InvalidRequest(f"priority is {level}; it is 1 (high), 2, 3 (low), or 0 for none", field="priority")
+        raise InvalidRequest(
+            f"priority is {level}; it is 1 (high), 2, 3 (low), or 0 for none", field="parameters.priority"
+        )
     # What public clients ask for streams; each of ours ends with a final answer anyway.
     parameters.flag("triton_enable_empty_final_response")
     return Terms(deadline, _PRIORITIES[level] if level else priority_of(context))
