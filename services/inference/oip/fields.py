@@ -12,7 +12,7 @@ _OTHERS = {"prompt": "inputs.prompt", "num_texts": f"{_PARAMETERS}num_texts"}
 
 @contextmanager
 def named(model: str, version: str = "version") -> Iterator[None]:
-    """Name the wrong field of an InvalidRequest within the context as the message does that has `model` and `version`."""
+    """Within the context, let an InvalidRequest name its field as the message does that has `model` and `version`."""
     names = {"model": model, "version": version, **_OTHERS}
     try:
         yield

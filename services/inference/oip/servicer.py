@@ -17,7 +17,7 @@ from services.inference.streams import Window, in_order
 from tandem.checkpoints.references import ModelReference, parse_reference
 from tandem.checkpoints.registry import Version
 from tandem.errors import CheckpointCorrupt, InvalidRequest, ModelUnloaded, NotFound, TandemError
-from tandem.wire.limits import MAX_STREAM_BYTES, limits_metadata
+from tandem.wire.limits import MAX_IMAGES, MAX_STREAM_BYTES, MAX_STREAM_IMAGES, limits_metadata
 from tandem.wire.oip import grpc_service_pb2 as pb
 from tandem.wire.oip import grpc_service_pb2_grpc as rpc
 from tandem.wire.status import WireStatus
@@ -25,6 +25,8 @@ from tandem.wire.status import WireStatus
 SERVICE = "inference.GRPCInferenceService"
 # A caller with this set to "true" in its metadata wants a stream to end with the status of the first error.
 _STATUS_KEY = "triton_grpc_error"
+# As in ClassifyStream: a request counts for its images, or for as many as its bytes would be at this size.
+_IMAGE_BYTES = MAX_STREAM_BYTES // MAX_STREAM_IMAGES
 _VERSION = re.compile(r"[0-9]{1,9}")
 
 
@@ -93,8 +95,8 @@ class OpenInferenceServicer(rpc.GRPCInferenceServiceServicer):
         answers = in_order(
             request_iterator,
             lambda request: self._answers_or_error(request, context),
-            Window(max_weight=MAX_STREAM_BYTES),
-            lambda request: request.ByteSize(),
+            Window(max_weight=MAX_STREAM_IMAGES),
+            weight_of,
         )
         # A place among the streams alone: each request takes its own in the queue.
         priority = priority_of(context)
@@ -214,6 +216,13 @@ class OpenInferenceServicer(rpc.GRPCInferenceServiceServicer):
         return pb.RepositoryIndexResponse.ModelIndex(
             name=version.name, version=str(version.version), state=state, reason=reason
         )
+
+
+def weight_of(request: pb.ModelInferRequest) -> int:
+    """Return how much of MAX_STREAM_IMAGES `request` takes, by the shapes that it states."""
+    # What states more than a message may have is refused, and a text has one.
+    num_images = max((each.shape[0] for each in request.inputs if each.shape), default=0)
+    return max(min(num_images, MAX_IMAGES), request.ByteSize() // _IMAGE_BYTES)
 
 
 def _reference(name: str, version: str) -> str:
