@@ -125,6 +125,10 @@ class Changes:
         self._out_of_service.add(name)
         self._broadcast(ModelChange("unloaded", name, reason="it was taken out of service"))
 
+    def failures(self, name: str) -> Mapping[int, str]:
+        """Return the versions of model `name` that could not be loaded the last time, with the reasons."""
+        return self._failed.get(name, {})
+
     def info(self, document: dict[str, Any]) -> ModelInfo:
         """Return what there is to say of the model that `document` describes."""
         name = document["name"]
@@ -135,7 +139,7 @@ class Changes:
             aliases=document["aliases"],
             versions=tuple(document["versions"]),
             loaded=tuple(sorted(self._loaded.get(name, ()))),
-            failed=dict(self._failed.get(name, {})),
+            failed=dict(self.failures(name)),
             out_of_service=name in self._out_of_service,
             loaded_bytes=self._loaded_bytes(name),
         )

@@ -18,7 +18,7 @@ class HealthBoard:
 
     def __init__(self) -> None:
         self.servicer = health.HealthServicer()
-        self._models: set[str] = set()
+        self._models: dict[str, bool] = {}
         self.is_ready = False
         self._is_over = False
 
@@ -41,13 +41,25 @@ class HealthBoard:
         for service in WHOLE:
             await self.servicer.set(service, _NOT_SERVING)
 
+    async def model(self, name: str, answers: bool | None) -> None:
+        """Say whether model `name` answers; None where it is unknown from now on."""
+        if answers is None:
+            self._models.pop(name, None)
+        else:
+            self._models[name] = answers
+        await self._tell(name)
+
     async def models(self, serving: Mapping[str, bool]) -> None:
         """Say which models answer; those not named are unknown from now on."""
-        for name in self._models - serving.keys():
-            await self.servicer.set(f"models/{name}", _UNKNOWN)
-        for name, answers in serving.items():
-            await self.servicer.set(f"models/{name}", _SERVING if answers else _NOT_SERVING)
-        self._models = set(serving)
+        before, self._models = self._models, dict(serving)
+        for name in {**before, **serving}:
+            await self._tell(name)
+
+    async def _tell(self, name: str) -> None:
+        # As it is by now: while others were told, it may have changed.
+        answers = self._models.get(name)
+        status = _UNKNOWN if answers is None else _SERVING if answers else _NOT_SERVING
+        await self.servicer.set(f"models/{name}", status)
 
     async def stopping(self) -> None:
         """Say, for good, that nothing answers any more."""

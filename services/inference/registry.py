@@ -7,13 +7,15 @@ for good if the new one is broken. While the volume is gone nothing moves.
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from services.inference.admission import Lobby
 from services.inference.changes import Changes
+from services.inference.following import Following, Place
 from services.inference.loading import Served
 from services.inference.memory import MemoryBudget
-from services.inference.residents import AHEAD, CALLER, FAILURE_MEMORY_S, Residents, Wiring, key_of
+from services.inference.residents import AHEAD, CALLER, FAILURE_MEMORY_S, NUM_LOADERS, Residents, Wiring, key_of
 from tandem.checkpoints.references import LATEST, ModelReference, parse_reference
 from tandem.checkpoints.registry import Located, Registry
 from tandem.errors import (
@@ -28,12 +30,15 @@ from tandem.errors import (
     VolumeUnavailable,
 )
 
-__all__ = ["FAILURE_MEMORY_S", "ServingRegistry", "Wiring"]
+__all__ = ["FAILURE_MEMORY_S", "NUM_LOADERS", "ServingRegistry", "Wiring"]
 
 # Why a version is not served although it is there; an older one takes its place.
 _REFUSED = (CheckpointCorrupt, TrainingFailed, ModelTooLarge)
 
 log = logging.getLogger("tandem.inference.registry")
+
+# Told the name of a model, and whether it answers; None where it is gone.
+OnAnswers = Callable[[str, bool | None], Awaitable[None]]
 
 
 class ServingRegistry:
@@ -54,6 +59,12 @@ class ServingRegistry:
         # Models that an operator has unloaded.
         self._unloaded: set[str] = set()
         self._lobby = Lobby()
+        self._following = Following(self._follow_now, NUM_LOADERS)
+        # The models of the last look, and which of them answer, as far as they were followed.
+        self._names: frozenset[str] = frozenset()
+        self._answers: dict[str, bool] = {}
+        # Told at once of each of them.
+        self.on_answers: OnAnswers = _to_nobody
 
     async def get(self, reference: str) -> Served:
         """Return the version that `reference` names, loaded and warm.
@@ -112,7 +123,10 @@ class ServingRegistry:
         if isinstance(parsed, ModelReference):
             self._unloaded.discard(parsed.name)
         try:
-            return await self.get(reference)
+            served = await self.get(reference)
+            if isinstance(parsed, ModelReference) and parsed == ModelReference(parsed.name):
+                await self._note(parsed.name, answers=True)
+            return served
         finally:
             self.wake.set()
 
@@ -128,6 +142,7 @@ class ServingRegistry:
                 self._residents.drop(served, "it was unloaded")
         self.changes.unloaded(name)
         self.wake.set()
+        await self._note(name, answers=False)
 
     async def follow(self, name: str) -> None:
         """Look at the volume now, and move the pointers of model `name` to what it says."""
@@ -158,10 +173,19 @@ class ServingRegistry:
         """True if something could not be read or loaded; it may be mended, so the watch tries again."""
         return bool(self._residents.has_failures or self._damaged)
 
-    async def refresh(self) -> dict[str, bool]:
-        """Follow the volume: load new versions ahead, move pointers; return model name → whether it can answer.
+    async def find_mended(self) -> bool:
+        """Return whether the files of something that could not be loaded have changed since, once for each change."""
+        return await self._residents.find_mended()
 
-        Raises VolumeUnavailable if the volume goes meanwhile; then nothing has moved.
+    async def refresh(self) -> dict[str, bool]:
+        """Follow the volume to what it says now; raise and return what `begin_refresh` does."""
+        return await (await self.begin_refresh())
+
+    async def begin_refresh(self) -> Awaitable[dict[str, bool]]:
+        """Begin to follow the volume: to load new versions ahead, and to move pointers, each model on its own.
+
+        Returns what waits until all are there, and returns model name → whether it can answer. `on_answers` is told
+        of each as soon as it is known. Raises VolumeUnavailable if the volume goes meanwhile; then nothing has moved.
         """
         names = await asyncio.to_thread(self._newest_first)
         if not names and self._pointers and not await asyncio.to_thread(self.registry.volume.models.is_dir):
@@ -169,14 +193,45 @@ class ServingRegistry:
         await self.changes.look()
         self._residents.forget_old_failures()
         self._damaged = {reference: said for reference, said in self._damaged.items() if reference.name in names}
-        for reference in list(self._pointers):
-            if reference.version is None or reference.name not in names:
-                await self._advance(reference)
-        return {name: name not in self._unloaded and await self._advance(ModelReference(name)) for name in names}
+        await self._name(names)
+        followed = [each for each in self._pointers if each.version is None or each.name not in self._names]
+        # Those that answer first, then the newest; whatever needs room has it in this order.
+        order = dict.fromkeys([*followed, *map(ModelReference, names)])
+        return self._end_of([self._following.ask(reference) for reference in order])
 
     async def close(self) -> None:
         """Give up the loads that go on."""
+        await self._following.close()
         await self._residents.close()
+
+    async def _end_of(self, tasks: Sequence["asyncio.Task[None]"]) -> dict[str, bool]:
+        # Not gathered: others wait for the same, and whoever leaves must not end it.
+        if tasks:
+            await asyncio.wait(tasks)
+        return dict(self._answers)
+
+    async def _name(self, names: Sequence[str]) -> None:
+        """Note which models there are."""
+        self._names = frozenset(names)
+        for name in self._answers.keys() - self._names:
+            del self._answers[name]
+            await self.on_answers(name, None)
+
+    async def _note(self, name: str, *, answers: bool) -> None:
+        """Note whether a call of model `name` would be answered."""
+        if name in self._names:
+            self._answers[name] = answers
+            await self.on_answers(name, answers)
+
+    async def _follow_now(self, reference: ModelReference, place: Place) -> None:
+        """Move the pointer of `reference`; of the newest version of a model, note whether it answers."""
+        name = reference.name
+        if reference != ModelReference(name):
+            await self._advance(reference, place)
+            return
+        is_there = name not in self._unloaded and await self._advance(reference, place)
+        # It may have been unloaded meanwhile.
+        await self._note(name, answers=is_there and name not in self._unloaded)
 
     def _newest_first(self) -> list[str]:
         """Return the models by the age of their newest version, so that the newest are loaded ahead."""
@@ -189,10 +244,10 @@ class ServingRegistry:
 
         return sorted(self.registry.names(), key=published, reverse=True)
 
-    async def _advance(self, reference: ModelReference) -> bool:
+    async def _advance(self, reference: ModelReference, place: Place | None = None) -> bool:
         """Move the pointer of `reference` to what the volume says now; return whether a call would be answered."""
         try:
-            await self._follow_or_wait(reference)
+            await self._follow_or_wait(reference, place)
         except NotFound:
             self._pointers.pop(reference, None)
             self._damaged.pop(reference, None)
@@ -203,11 +258,11 @@ class ServingRegistry:
         self._damaged.pop(reference, None)
         return True
 
-    async def _follow_or_wait(self, reference: ModelReference) -> None:
+    async def _follow_or_wait(self, reference: ModelReference, place: Place | None) -> None:
         """Follow `reference` as far as there is room; what does not fit in is loaded by its first caller."""
         current = self._pointers.get(reference)
         try:
-            await self._follow(reference, self._residents.rank(current))
+            await self._follow(reference, self._residents.rank(current), place)
         except MemoryFull as error:
             if current is None:
                 return
@@ -219,7 +274,7 @@ class ServingRegistry:
             return
         # Nobody is to hold on to it meanwhile.
         del current
-        await self._follow_or_wait(reference)
+        await self._follow_or_wait(reference, place)
 
     def _say_once(self, reference: ModelReference, error: Exception) -> None:
         said = " ".join(str(error).split()) or type(error).__name__
@@ -241,13 +296,13 @@ class ServingRegistry:
                 raise VolumeUnavailable(f"{reference} can't be found: the shared volume is not there") from error
             raise
 
-    async def _follow(self, reference: ModelReference, rank: int) -> Served:
+    async def _follow(self, reference: ModelReference, rank: int, place: Place | None = None) -> Served:
         located = await self._locate(_text(reference))
         while True:
             try:
-                served = await self._residents.obtain(located, rank)
+                served = await self._residents.obtain(located, rank, place)
             except _REFUSED as error:
-                served = await self._stand_in(reference, rank, error)
+                served = await self._stand_in(reference, rank, error, place)
             # What was published during a long load is not to be put back by its end.
             before, located = located, await self._locate(_text(reference))
             if key_of(located) == key_of(before):
@@ -264,7 +319,7 @@ class ServingRegistry:
         if all(served is not each for each in self._pointers.values()):
             self._residents.drop(served, "a newer one has its place")
 
-    async def _stand_in(self, reference: ModelReference, rank: int, error: TandemError) -> Served:
+    async def _stand_in(self, reference: ModelReference, rank: int, error: TandemError, place: Place | None) -> Served:
         """Return what goes on being served in place of a version that is refused, or raise `error`."""
         if reference.version is not None:
             raise error
@@ -275,7 +330,7 @@ class ServingRegistry:
         for version in reversed(await asyncio.to_thread(self.registry.versions, reference.name)):
             try:
                 older = replace(reference, version=version.version)
-                return await self._residents.obtain(await self._locate(_text(older)), rank)
+                return await self._residents.obtain(await self._locate(_text(older)), rank, place)
             except _REFUSED:
                 continue
         raise error
@@ -285,6 +340,10 @@ class ServingRegistry:
 
     def _forget(self, dropped: Served) -> None:
         self._pointers = {reference: served for reference, served in self._pointers.items() if served is not dropped}
+
+
+async def _to_nobody(name: str, answers: bool | None) -> None:
+    del name, answers
 
 
 def _is_of(served: Served, name: str) -> bool:

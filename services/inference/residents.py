@@ -8,24 +8,30 @@ version has that of the one it follows. What calls are using is dropped last, an
 import asyncio
 import gc
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
 
+from services.inference.following import Place
 from services.inference.loading import Served
 from services.inference.memory import MemoryBudget, return_to_system
 from tandem.checkpoints.registry import Located
 from tandem.errors import CheckpointCorrupt, MemoryFull, ModelTooLarge, TandemError, TrainingFailed, VolumeUnavailable
 from tandem.sizes import format_size
 
-# How long a failed load is remembered: a broken checkpoint must not be read anew for each call.
+# How long a failed load is remembered: a broken checkpoint must not be read anew for each call. Each further failure of
+# the same files doubles it, so often at the most (320 s); files that change are tried at once.
 FAILURE_MEMORY_S = 10.0
+_MAX_DOUBLINGS = 5
 # And how long it is known at all: what was withdrawn meanwhile is not waited for any more.
 _FORGOTTEN_S = 600.0
+# Models that are loaded at once: each takes a core, and several times its weights of memory.
+NUM_LOADERS = 2
 # How long a caller's load waits for calls to let go of what they use.
 ROOM_WAIT_S = 10.0
 COLLECT_EVERY_S = 1.0
@@ -37,6 +43,8 @@ AHEAD, CALLER = 0, 1 << 62
 log = logging.getLogger("tandem.inference.registry")
 
 Key = tuple[Path, str | None]
+# What of a checkpoint's files changes when one of them does; None where they can't be seen.
+Files = frozenset[tuple[str, int, int, int]] | None
 Loader = Callable[[Located], Awaitable[Served]]
 
 
@@ -62,6 +70,31 @@ class _Loading:
     rank: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A load that failed."""
+
+    # Not the error itself: it would keep all that the calls it was raised in held.
+    said: str
+    at: float
+    # As they were when the load began.
+    files: Files
+    # In a row, of the same files; 0 where they have changed since.
+    num_failures: int
+
+    @property
+    def is_over(self) -> bool:
+        """True if it may be tried again."""
+        if not self.num_failures:
+            return True
+        wait_s = FAILURE_MEMORY_S * 2.0 ** min(self.num_failures - 1, _MAX_DOUBLINGS)
+        return time.monotonic() >= self.at + wait_s
+
+    def differs(self, files: Files) -> bool:
+        """Return whether `files` are others than those that failed."""
+        return files is not None and files != self.files
+
+
 class Residents:
     """Lives on one event loop. `is_wanted` is asked once a load is done; `on_drop` is told what is dropped; `tell` all
     that changes, with its reason."""
@@ -83,8 +116,7 @@ class Residents:
         self._tell = tell
         self._entries: dict[Key, _Entry] = {}
         self._loading: dict[Key, _Loading] = {}
-        # When, and what is said of it. Not the error itself: it would keep all that the calls it was raised in held.
-        self._failed: dict[Key, tuple[float, str]] = {}
+        self._failed: dict[Key, _Failure] = {}
         # Dropped, but not yet let go of by its calls.
         self._leaving: WeakValueDictionary[Key, Served] = WeakValueDictionary()
         # What a version of a model took when it was last loaded.
@@ -133,7 +165,7 @@ class Residents:
 
     def has_said(self, error: Exception) -> bool:
         """Return whether `error` was logged when the load failed."""
-        return any(str(error) == said for _, said in self._failed.values())
+        return any(str(error) == failure.said for failure in self._failed.values())
 
     def forget_failure(self, located: Located) -> None:
         """Let `located` be tried again at once."""
@@ -142,7 +174,17 @@ class Residents:
     def forget_old_failures(self) -> None:
         """Forget what failed long ago; it is tried, and said, again if somebody wants it."""
         oldest = time.monotonic() - _FORGOTTEN_S
-        self._failed = {key: failure for key, failure in self._failed.items() if failure[0] > oldest}
+        self._failed = {key: failure for key, failure in self._failed.items() if failure.at > oldest}
+
+    async def find_mended(self) -> bool:
+        """Let what failed be tried at once where its files have changed since; return whether some have, once."""
+        before = dict(self._failed)
+        files = await asyncio.to_thread(lambda: {key: _files(key[0]) for key in before})
+        changed = [key for key, failure in before.items() if failure.differs(files[key])]
+        for key in changed:
+            if self._failed.get(key) is before[key]:
+                self._failed[key] = replace(before[key], files=files[key], num_failures=0)
+        return bool(changed)
 
     async def check_fits(self, served: Served, located: Located) -> None:
         """Raise ModelTooLarge if `located` does not fit into the budget beside `served`."""
@@ -154,8 +196,8 @@ class Residents:
                 f"{format_size(self.budget.num_bytes)} on this server: raise TANDEM_MODEL_MEMORY"
             )
 
-    async def obtain(self, located: Located, rank: int = CALLER) -> Served:
-        """Return `located`, loaded once and warm.
+    async def obtain(self, located: Located, rank: int = CALLER, place: Place | None = None) -> Served:
+        """Return `located`, loaded once and warm; with a `place`, in its turn.
 
         Raises CheckpointCorrupt if it can't be loaded, ModelTooLarge if the budget does not hold it, and MemoryFull if
         nothing of a lower rank makes room: for a caller, nothing that its calls let go of within ROOM_WAIT_S.
@@ -165,8 +207,11 @@ class Residents:
         while True:
             if (entry := self._entries.get(key)) is not None:
                 return entry.served
-            if (failure := self._failed.get(key)) is not None and time.monotonic() - failure[0] < FAILURE_MEMORY_S:
-                raise CheckpointCorrupt(failure[1])
+            failure = self._failed.get(key)
+            if failure is not None and not failure.is_over and not await self._has_changed(key, failure):
+                raise CheckpointCorrupt(failure.said)
+            if key in self._entries:
+                continue
             if (served := self._leaving.get(key)) is not None and not self._turn.locked() and self._is_wanted(served):
                 # Its calls keep it alive anyway, and nobody waits for its room.
                 del self._leaving[key]
@@ -175,7 +220,13 @@ class Residents:
                 return served
             loading = self._loading.get(key)
             if loading is None:
-                loading = self._begin(key, located, rank)
+                if place is not None and not place.has_come:
+                    # Not as a load that waits: a caller who comes meanwhile would wait with it.
+                    await place.comes()
+                    continue
+                loading = self._begin(key, located, rank, place)
+            elif place is not None:
+                place.leave()
             try:
                 # Shielded: a caller who leaves must not end the load that others wait for.
                 return await asyncio.shield(loading.task)
@@ -199,20 +250,24 @@ class Residents:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._loop = None
 
-    def _begin(self, key: Key, located: Located, rank: int) -> _Loading:
-        loading = self._loading[key] = _Loading(asyncio.create_task(self._load_once(key, located, rank)), rank)
+    def _begin(self, key: Key, located: Located, rank: int, place: Place | None) -> _Loading:
+        loading = self._loading[key] = _Loading(asyncio.create_task(self._load_once(key, located, rank, place)), rank)
         # If all who wait have left by then, its failure is nobody's.
         loading.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return loading
 
-    async def _load_once(self, key: Key, located: Located, rank: int) -> Served:
+    async def _load_once(self, key: Key, located: Located, rank: int, place: Place | None) -> Served:
         started_at = time.monotonic()
+        files: Files = None
         try:
+            # As they are before they are read, so that no change is missed.
+            files = await asyncio.to_thread(_files, located.checkpoint)
             async with self._room_for(located, rank):
-                served = await self._wiring.load(located)
+                with nullcontext() if place is None else place.loading():
+                    served = await self._wiring.load(located)
                 self.budget.hold(served.footprint)
         except (CheckpointCorrupt, TrainingFailed) as error:
-            raise await self._refusal(key, located, error) from error
+            raise await self._refusal(key, located, error, files) from error
         except ModelTooLarge as error:
             self._tell("failed", located, str(error))
             raise
@@ -245,17 +300,21 @@ class Residents:
             format_size(self.budget.num_bytes),
         )
 
-    async def _refusal(self, key: Key, located: Located, error: TandemError) -> TandemError:
+    async def _refusal(self, key: Key, located: Located, error: TandemError, files: Files) -> TandemError:
         """Return what callers are told of a failed load; what is broken is remembered and logged, once."""
         if not await asyncio.to_thread(self._is_volume_there):
             # Not the checkpoint's fault.
             return VolumeUnavailable(f"{located.label} can't be read: the shared volume is not there; try again")
-        if key not in self._failed:
+        said, before = f"{located.label} can't be served: {error}", self._failed.get(key)
+        if before is None or before.said != said:
             log.error("%s can't be loaded and is refused: %s", located.label, error)
         self._tell("failed", located, str(error))
-        said = f"{located.label} can't be served: {error}"
-        self._failed[key] = (time.monotonic(), said)
+        num_before = 0 if before is None or before.differs(files) else before.num_failures
+        self._failed[key] = _Failure(said, time.monotonic(), files, num_before + 1)
         return CheckpointCorrupt(said)
+
+    async def _has_changed(self, key: Key, failure: _Failure) -> bool:
+        return failure.differs(await asyncio.to_thread(_files, key[0]))
 
     @asynccontextmanager
     async def _room_for(self, located: Located, rank: int) -> AsyncIterator[None]:
@@ -348,6 +407,15 @@ class Residents:
     def _after_release(self) -> None:
         self._released.set()
         return_to_system()
+
+
+def _files(checkpoint: Path) -> Files:
+    try:
+        with os.scandir(checkpoint) as entries:
+            looked = [(entry.name, entry.stat()) for entry in entries]
+    except OSError:
+        return None
+    return frozenset((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in looked)
 
 
 def key_of(located: Located) -> Key:

@@ -50,7 +50,7 @@ from services.inference.observation import Observer
 from services.inference.oip.servicer import SERVICE as OPEN_INFERENCE
 from services.inference.oip.servicer import OpenInferenceServicer
 from services.inference.reflection import Pools
-from services.inference.registry import ServingRegistry, Wiring
+from services.inference.registry import NUM_LOADERS, ServingRegistry, Wiring
 from services.inference.runtimes.selection import RuntimeSelector
 from services.inference.scheduler import DeviceScheduler
 from services.inference.servicers import InferenceServicer, ModelsServicer
@@ -74,9 +74,6 @@ from tandem.sizes import format_size
 from tandem.volume import Volume, replace_file, volume_errors
 from tandem.wire.oip import grpc_service_pb2_grpc
 from tandem.wire.v1 import inference_pb2_grpc
-
-# Models that are loaded at once: each takes a core, and several times its weights of memory.
-NUM_LOADERS = 2
 
 log = logging.getLogger("tandem.inference")
 
@@ -213,6 +210,7 @@ def _build(
 @contextlib.asynccontextmanager
 async def _background(engine: Engine, settings: Settings, health: HealthBoard, shedder: Shedder) -> AsyncIterator[None]:
     models = engine.models
+    models.on_answers = health.model
 
     async def refreshed(serving: Mapping[str, bool]) -> None:
         await health.models(serving)

@@ -59,9 +59,20 @@ def _look(model: Path) -> tuple[str, int, int, int, int]:
 
 async def watch_volume(registry: ServingRegistry, models: Path, refreshed: OnRefreshed) -> None:
     """Refresh `registry` when the volume has changed, or it wants to, and tell `refreshed`; runs until cancelled."""
+    async with asyncio.TaskGroup() as ends:
+        await _watch_volume(registry, models, refreshed, ends)
+
+
+async def _watch_volume(
+    registry: ServingRegistry, models: Path, refreshed: OnRefreshed, ends: asyncio.TaskGroup
+) -> None:
     before: Signature | None = None
     retry_at = 0.0
     wake = registry.wake
+
+    async def tell_end(end: Awaitable[dict[str, bool]]) -> None:
+        await refreshed(await end)
+
     while True:
         is_asked = wake.is_set()
         wake.clear()
@@ -71,9 +82,14 @@ async def watch_volume(registry: ServingRegistry, models: Path, refreshed: OnRef
             # Nothing is known to be gone: what is loaded goes on being served.
             log.warning("%s is not there; what is loaded goes on being served", models)
             before = None
-        elif signature is not None and (is_asked or signature != before or (registry.has_failures and now >= retry_at)):
+        elif signature is not None and (
+            is_asked
+            or signature != before
+            or (registry.has_failures and (now >= retry_at or await registry.find_mended()))
+        ):
             try:
-                await refreshed(await registry.refresh())
+                # What is published meanwhile does not wait for the loads of this one.
+                ends.create_task(tell_end(await registry.begin_refresh()))
             except VolumeUnavailable:
                 continue
             before, retry_at = signature, now + FAILURE_MEMORY_S

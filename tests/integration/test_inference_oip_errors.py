@@ -10,8 +10,11 @@ import pytest
 import tritonclient.grpc as triton
 from factories import SIZE, png, publish_classifier
 from open_inference import InProcess, encoded, infer, number_parameter, refused, request, tensor, text_parameter
+from tritonclient.grpc import service_pb2
 
+from tandem.errors import InvalidRequest
 from tandem.volume import Volume
+from tandem.wire.status import from_rpc_error
 
 pytest_plugins = ["open_inference_fixtures"]
 
@@ -154,6 +157,73 @@ def test_what_is_wrong_is_named(host: InProcess, case: str, tried: "Counter[str]
     error: Any = caught.value
     assert (error.code().name, said in error.details()) == (code, True), error.details()
     tried["tensor or parameter that makes no sense"] += 1
+
+
+def sampling(**parameters: Any) -> Any:
+    return request(
+        model_name="words",
+        inputs=[],
+        raw_input_contents=[],
+        parameters={
+            name: text_parameter(value) if isinstance(value, str) else number_parameter(value)
+            for name, value in parameters.items()
+        },
+    )
+
+
+# The call, the request, and the field that it must name: one of its message.
+FIELDS: dict[str, tuple[str, Any, str]] = {
+    "temperature": ("ModelInfer", sampling(temperature=-1), "parameters.temperature"),
+    "seed": ("ModelInfer", sampling(seed=-1), "parameters.seed"),
+    "max_words": ("ModelInfer", sampling(max_words=-1), "parameters.max_words"),
+    "stop": ("ModelInfer", sampling(stop="nowhere-in-it"), "parameters.stop"),
+    "bias of a word that is none": ("ModelInfer", sampling(logit_bias='{"zebra": 1}'), "parameters.logit_bias"),
+    "bias out of range": ("ModelInfer", sampling(logit_bias='{"the": 1001}'), "parameters.logit_bias"),
+    "bias without end": ("ModelInfer", sampling(logit_bias='{"the": -1e999}'), "parameters.logit_bias"),
+    "bias that is no number": ("ModelInfer", sampling(logit_bias='{"the": NaN}'), "parameters.logit_bias"),
+    "biases of a kind": ("ModelInfer", sampling(logit_bias='{"the": true}'), "parameters.logit_bias"),
+    "biases in a list": ("ModelInfer", sampling(logit_bias="[1]"), "parameters.logit_bias"),
+    "biases within biases": ("ModelInfer", sampling(logit_bias='{"the": {"cat": 1}}'), "parameters.logit_bias"),
+    "biases that are deep": ("ModelInfer", sampling(logit_bias="[" * 60_000), "parameters.logit_bias"),
+    "biases of no end": ("ModelInfer", sampling(logit_bias=" " * 65_537), "parameters.logit_bias"),
+    "biases of half a pair": ("ModelInfer", sampling(logit_bias='{"a":'), "parameters.logit_bias"),
+    "a word with two biases": ("ModelInfer", sampling(logit_bias='{"the": 1, "the": 2}'), "parameters.logit_bias"),
+    "biases as a number": ("ModelInfer", sampling(logit_bias=3), "parameters.logit_bias"),
+    "timeout": ("ModelInfer", sampling(timeout=-1), "parameters.timeout"),
+    "priority": ("ModelInfer", sampling(priority=9), "parameters.priority"),
+    "unknown parameter": ("ModelInfer", sampling(warmth=1), "parameters.warmth"),
+    "empty prompt": (
+        "ModelInfer",
+        request(model_name="words", inputs=[tensor("prompt", "BYTES", [1])], raw_input_contents=[b"\0\0\0\0"]),
+        "inputs.prompt",
+    ),
+    "name to infer": ("ModelInfer", request(model_name="../x"), "model_name"),
+    "version to infer": ("ModelInfer", request(model_version="v1"), "model_version"),
+    "ready": ("ModelReady", service_pb2.ModelReadyRequest(name="../x"), "name"),
+    "version that is ready": ("ModelReady", service_pb2.ModelReadyRequest(name="words", version="v1"), "version"),
+    "metadata": ("ModelMetadata", service_pb2.ModelMetadataRequest(name="../x"), "name"),
+    "configuration": ("ModelConfig", service_pb2.ModelConfigRequest(name="../x"), "name"),
+    "statistics": ("ModelStatistics", service_pb2.ModelStatisticsRequest(name="words:1"), "name"),
+    "version of statistics": (
+        "ModelStatistics",
+        service_pb2.ModelStatisticsRequest(name="words", version="v1"),
+        "version",
+    ),
+    "load": ("RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest(model_name="../x"), "model_name"),
+    "unload": ("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name="../x"), "model_name"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(FIELDS))
+def test_the_field_that_is_named_is_one_of_the_message(host: InProcess, case: str) -> None:
+    method, message, field = FIELDS[case]
+    with grpc.insecure_channel(host.address) as channel:
+        call: Any = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(message.SerializeToString(), timeout=240)
+    error = from_rpc_error(caught.value, host.address)
+    assert isinstance(error, InvalidRequest)
+    assert error.field == field
 
 
 def test_a_right_request_is_answered(host: InProcess) -> None:

@@ -2,16 +2,19 @@
 
 import queue
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from factories import png
+import tritonclient.grpc as triton
+from factories import break_weights, png, publish_classifier, publish_language_model
 from open_inference import InProcess, encoded, refused
 from tritonclient.grpc import service_pb2
 from waiting import wait_for
 
 from tandem.client import Client
+from tandem.volume import Volume
 
 pytest_plugins = ["open_inference_fixtures"]
 
@@ -34,6 +37,27 @@ def test_the_index_load_and_unload(public: Any) -> None:
 
 def index(client: Any) -> dict[tuple[str, str], tuple[str, str]]:
     return {(each.name, each.version): (each.state, each.reason) for each in client.get_model_repository_index().models}
+
+
+def test_a_broken_version_is_told_with_its_reason(tmp_path: Path) -> None:
+    volume = Volume(tmp_path / "home")
+    publish_classifier(volume, "pictures", "run-1")
+    publish_language_model(volume, "words", "run-l")
+    host = InProcess(volume.home)
+    try:
+        with triton.InferenceServerClient(host.address) as client, Client(host.address) as ours:
+            break_weights(volume, publish_classifier(volume, "pictures", "run-2", seed=2))
+            assert refused(lambda: client.infer("pictures", encoded(png(0)), model_version="2"))[0] != "OK"
+            (model,) = (each for each in ours.list_models() if each.name == "pictures")
+            assert "SHA-256" in model.failed[2]
+            assert index(client) == {
+                ("pictures", "1"): ("READY", ""),
+                ("pictures", "2"): ("UNAVAILABLE", model.failed[2]),
+                ("words", "1"): ("READY", ""),
+            }
+            assert str(volume.home) not in model.failed[2]
+    finally:
+        host.close()
 
 
 def test_only_what_is_ready(host: InProcess, public: Any) -> None:
@@ -81,6 +105,8 @@ def test_statistics_count_what_was_done(public: Any, ours: Client) -> None:
     assert stats.success.ns == pytest.approx(sum(each.ns for each in parts), rel=0.01)
     assert {each.batch_size: each.compute_infer.count for each in told.batch_stats} == {1: 1, 3: 1}
     assert abs(told.last_inference / 1000 - time.time()) < 60
+    (same,) = public.get_inference_statistics("others", "01").model_stats
+    assert (same.version, same.inference_count) == ("1", 4), "a version is a number"
     everything = public.get_inference_statistics().model_stats
     assert {"others", "pictures", "words"} <= {each.name for each in everything}
 

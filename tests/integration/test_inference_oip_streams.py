@@ -1,6 +1,7 @@
 """Texts and streams of the Open Inference Protocol, with both public clients."""
 
 import asyncio
+import json
 import queue
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,16 @@ def test_a_text_whole(public: Any, ours: Client) -> None:
     assert (told["seed"], told["num_words"], told["finish_reason"]) == (7, summary.num_words, summary.finish_reason)
     assert (told["num_prompt_tokens"], told["dtype"]) == (2, "float32")
     assert result.get_response().id == "text"
+
+
+def test_biases_are_a_json_object(public: Any, ours: Client) -> None:
+    forced = public.infer("words", [], parameters={"max_words": 4, "seed": 1, "logit_bias": '{"dog": 1000}'})
+    assert forced.as_numpy("text")[0].split() == [b"dog"] * 4
+    biases = {"the": -2.5, "dog": 3.0, "<eos>": -1000.0}
+    options = {"max_words": 12, "seed": 7, "logit_bias": json.dumps(biases)}
+    *pieces, _ = ours.generate("words", "the cat", 12, SamplingOptions(seed=7, logit_bias=biases))
+    text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+    assert public.infer("words", prompt("the cat"), parameters=options).as_numpy("text").tolist() == [text.encode()]
 
 
 def test_a_text_without_a_prompt(public: Any) -> None:

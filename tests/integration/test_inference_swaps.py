@@ -5,6 +5,7 @@ import gc
 import shutil
 import subprocess
 import tempfile
+import threading
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -20,9 +21,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from waiting import PATIENCE_S, until, wait_for
 
 from services.inference import watch
-from services.inference.loading import ServedClassifier
+from services.inference.loading import ServedClassifier, load
 from services.inference.memory import taken_on
 from services.inference.server import Running, running_server
+from tandem.checkpoints.registry import Located
 from tandem.client import AsyncClient, GenerationSummary, SamplingOptions
 from tandem.errors import ModelUnloaded, TandemError, VolumeUnavailable
 from tandem.jobs.broker import Broker
@@ -242,6 +244,37 @@ async def test_a_volume_that_goes_during_a_load_is_not_the_checkpoints_fault(
             await models.load("words")
         away.rename(volume.home)
         assert (await models.get("words")).located.label == "words:1"
+
+
+async def test_health_says_at_once_what_is_unloaded_while_another_loads(
+    volume: Volume, quick_scans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, opened = threading.Event(), threading.Event()
+
+    def hold(located: Located, *rest: Any) -> Any:
+        if located.label == "slow:1":
+            begun.set()
+            opened.wait(PATIENCE_S)
+        return load(located, *rest)
+
+    monkeypatch.setattr("services.inference.server.load", hold)
+    serving_it, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    async with serving(volume, TANDEM_ENGINE="eager") as running, AsyncClient(running.address) as client:
+        await client.wait_until_serving("pictures", timeout_s=PATIENCE_S)
+        await client.wait_until_serving("words", timeout_s=PATIENCE_S)
+        publish_classifier(volume, "slow", "run-slow", seed=3)
+        try:
+            assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+            await running.engine.models.unload("words")
+            assert await _status(running, "models/words") == not_serving
+            publish_classifier(volume, "pictures", "run-2", seed=2)
+            await until(lambda: running.engine.models.loaded_versions("pictures") == (2,))
+            await running.engine.models.load("words")
+            assert await _status(running, "models/words") == serving_it
+        finally:
+            opened.set()
+        await client.wait_until_serving("slow", timeout_s=PATIENCE_S)
+        assert await _status(running, "models/words") == serving_it
 
 
 async def _status(running: Running, service: str) -> int:

@@ -2,21 +2,27 @@
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from factories import classifier_card
+from grpc_health.v1 import health_pb2
+from waiting import until
 
 from services.inference import residents as module
 from services.inference import watch
+from services.inference.health import HealthBoard
 from services.inference.loading import Served, ServedClassifier
 from services.inference.memory import Footprint, MemoryBudget
 from services.inference.registry import ServingRegistry, Wiring
 from services.inference.runtimes.interface import ClassifierRuntime
-from services.inference.watch import scan
+from services.inference.watch import scan, watch_volume
 from tandem.checkpoints.files import step_directory, write_checkpoint, write_pointer
 from tandem.checkpoints.registry import Located, Registry
 from tandem.errors import CheckpointCorrupt, InvalidReference, InvalidRequest, MemoryFull, ModelNotFound, ModelUnloaded
@@ -31,9 +37,13 @@ class FakeLoader:
     broken: set[str] = field(default_factory=set)
     crashing: set[str] = field(default_factory=set)
     gate: asyncio.Event | None = None
+    # By label, for those that wait at one of their own.
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
 
     async def __call__(self, located: Located) -> Served:
         self.loads.append(located.label)
+        if located.label in self.gates:
+            await self.gates[located.label].wait()
         if self.gate is not None:
             await self.gate.wait()
         await asyncio.sleep(0)
@@ -412,3 +422,164 @@ async def test_what_is_got_ahead_makes_nothing_go_and_goes_first(
     await models.unload("d")
     with pytest.raises(ModelUnloaded):
         await models.get_ahead("d:1")
+
+
+async def test_while_one_loads_the_others_are_followed_and_told_of(
+    models: ServingRegistry,
+    volume: Volume,
+    loader: FakeLoader,
+    publish: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "SCAN_INTERVAL_S", 0.01)
+    health, served = HealthBoard(), list[dict[str, bool]]()
+    models.on_answers = health.model
+
+    async def refreshed(serving: dict[str, bool]) -> None:
+        await health.models(serving)
+        served.append(serving)
+
+    def status(name: str) -> str:
+        found = cast(Any, health.servicer)._server_status.get(f"models/{name}")
+        return "" if found is None else str(health_pb2.HealthCheckResponse.ServingStatus.Name(found))
+
+    gate = loader.gates["slow:1"] = asyncio.Event()
+    publish("words", "gone", "slow")
+    watching = asyncio.create_task(watch_volume(models, volume.models, refreshed))
+    await until(lambda: status("words") == status("gone") == "SERVING")
+    await until(lambda: "slow:1" in loader.loads)
+    await models.unload("words")
+    assert status("words") == "NOT_SERVING", "at once: its calls are refused from now on"
+    publish("later")
+    await until(lambda: status("later") == "SERVING")
+    volume.model("gone").rename(volume.home / "gone")
+    await until(lambda: status("gone") == "SERVICE_UNKNOWN")
+    publish("gone", "later")
+    await until(lambda: models.loaded_versions("later") == (2,))
+    await models.load("words")
+    assert status("words") == "SERVING"
+    await models.unload("words")
+    assert (status("slow"), served) == ("", []), "not ready before all are loaded that were there"
+    gate.set()
+    await until(lambda: status("slow") == "SERVING" and served)
+    assert status("words") == "NOT_SERVING", "what was found before it was unloaded is not told after"
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+    await models.close()
+
+
+async def test_two_load_at_once_and_no_caller_stands_behind_the_rest(
+    models: ServingRegistry, loader: FakeLoader, publish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish("a", "b", "c")
+    monkeypatch.setattr(models, "_newest_first", lambda: ["c", "b", "a"])
+    loader.gates = {f"{name}:1": asyncio.Event() for name in "bc"}
+    refreshing = asyncio.create_task(models.refresh())
+    await until(lambda: len(loader.loads) == 2)
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    assert sorted(loader.loads) == ["b:1", "c:1"], "as many as there are loaders"
+    assert await label(models, "a") == "a:1"
+    loader.gates["b:1"].set()
+    loader.gates["c:1"].set()
+    assert await refreshing == {"a": True, "b": True, "c": True}
+    assert sorted(loader.loads) == ["a:1", "b:1", "c:1"]
+
+
+async def test_the_newest_have_the_room_whichever_is_looked_at_first(
+    volume: Volume, loader: FakeLoader, publish: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = "abcdef"
+    publish(*names)
+    chance = random.Random(3)
+
+    def needed_bytes(_: Located) -> int:
+        time.sleep(chance.random() / 500)
+        return 1
+
+    for _ in range(10):
+        loader.loads.clear()
+        models = ServingRegistry(Registry(volume), Wiring(loader, needed_bytes), MemoryBudget(3))
+        monkeypatch.setattr(models, "_newest_first", lambda: list(reversed(names)))
+        assert await models.refresh() == dict.fromkeys(names, True)
+        assert sorted(loader.loads) == ["d:1", "e:1", "f:1"]
+
+
+async def test_what_is_published_during_a_refresh_is_followed_by_the_next(
+    models: ServingRegistry, loader: FakeLoader, publish: Callable[..., None]
+) -> None:
+    publish("m")
+    gate = loader.gates["m:1"] = asyncio.Event()
+    refreshing = asyncio.create_task(models.refresh())
+    await until(lambda: loader.loads)
+    others = [asyncio.create_task(models.refresh()) for _ in range(5)]
+    publish("m")
+    others.append(asyncio.create_task(models.refresh()))
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    gate.set()
+    assert await asyncio.gather(refreshing, *others) == [{"m": True}] * 7
+    assert await label(models, "m") == "m:2"
+    assert loader.loads == ["m:1", "m:2"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that failures are counted by."""
+    now = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+async def test_a_failed_version_is_tried_again_after_ever_longer_waits(
+    models: ServingRegistry, loader: FakeLoader, publish: Callable[..., None], clock: list[float]
+) -> None:
+    publish("m")
+    loader.broken = {"m:1"}
+    tried_at, begun_at = list[float](), clock[0]
+    for _ in range(200):
+        num_before = len(loader.loads)
+        await models.refresh()
+        tried_at += [clock[0] - begun_at] * (len(loader.loads) - num_before)
+        clock[0] += 10
+    assert tried_at == [0, 10, 30, 70, 150, 310, 630, 950, 1270, 1590, 1910]
+    # Withdrawn, it is forgotten.
+    models.registry.volume.model("m").rename(models.registry.volume.home / "gone")
+    assert models.has_failures
+    clock[0] += 601
+    await models.refresh()
+    assert not models.has_failures
+
+
+async def test_a_failed_version_is_tried_at_once_when_its_files_change(
+    models: ServingRegistry, volume: Volume, loader: FakeLoader, publish: Callable[..., None], clock: list[float]
+) -> None:
+    publish("m")
+    loader.broken = {"m:1"}
+    for _ in range(3):
+        await models.refresh()
+        clock[0] += 1000
+    await models.refresh()
+    assert len(loader.loads) == 4
+    assert not await models.find_mended()
+    # By a caller, who looks before the watch does.
+    weights = step_directory(volume.run("r0"), 1) / "weights"
+    weights.write_bytes(b"other bytes")
+    with pytest.raises(CheckpointCorrupt):
+        await models.get("m")
+    assert len(loader.loads) == 5
+    with pytest.raises(CheckpointCorrupt):
+        await models.get("m")
+    assert len(loader.loads) == 5
+    # These are others: they are waited for as long as those were at first.
+    clock[0] += 10
+    await models.refresh()
+    assert len(loader.loads) == 6
+    # And by the watch.
+    weights.write_bytes(b"mended")
+    loader.broken.clear()
+    assert await models.find_mended()
+    assert not await models.find_mended(), "it is said once for each change"
+    assert await models.refresh() == {"m": True}
+    assert not models.has_failures

@@ -1,15 +1,19 @@
 """Answers to a stream of requests: in order, several at a time and no more, and nothing left when it is closed."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from services.inference.oip.parameters import Parameters, quoted, to_parameter
+from services.inference.oip.servicer import OpenInferenceServicer, weight_of
 from services.inference.streams import Window, in_order
 from tandem.errors import InvalidRequest, Unavailable
+from tandem.wire.oip import grpc_service_pb2 as pb
 
 
 async def numbers(count: int, error: Exception | None = None) -> AsyncGenerator[int, None]:
@@ -165,3 +169,48 @@ def test_a_parameter_that_nobody_asked_for_is_named() -> None:
 
 def test_long_names_are_cut() -> None:
     assert len(quoted("a" * 70_000)) == 82
+
+
+def of_images(num_images: int, num_bytes: int = 0) -> pb.ModelInferRequest:
+    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[num_images])
+    return pb.ModelInferRequest(model_name="m", inputs=[tensor], raw_input_contents=[bytes(num_bytes)])
+
+
+def test_a_request_of_a_stream_weighs_what_its_images_or_its_bytes_do() -> None:
+    assert [weight_of(of_images(count)) for count in (1, 100, 2**62, -1)] == [1, 100, 1024, 0]
+    assert weight_of(of_images(1, 32 * 1024 * 1024)) == 128
+    assert weight_of(pb.ModelInferRequest(model_name="words")) == 0
+
+
+@pytest.mark.parametrize(("num_images", "most"), [(1, 32), (64, 4), (100, 3), (1000, 1)])
+async def test_a_stream_has_so_many_images_in_work_as_the_other_streams(num_images: int, most: int) -> None:
+    """Else one stream could hold all places of a model's queue, 32 times 1024 images."""
+    scheduler = SimpleNamespace(admit=lambda *_, **__: contextlib.nullcontext())
+    engine = SimpleNamespace(devices=SimpleNamespace(least_busy=lambda _: scheduler))
+    servicer = OpenInferenceServicer(cast(Any, engine), lambda: True, lambda *_: None)
+    under_way, seen, opened = 0, list[int](), asyncio.Event()
+
+    async def answers(*_: object) -> AsyncGenerator[pb.ModelInferResponse, None]:
+        nonlocal under_way
+        under_way += 1
+        seen.append(under_way)
+        await opened.wait()
+        under_way -= 1
+        yield pb.ModelInferResponse()
+
+    async def requests() -> AsyncGenerator[pb.ModelInferRequest, None]:
+        for _ in range(40):
+            yield of_images(num_images)
+
+    cast(Any, servicer)._answers = answers
+    context = SimpleNamespace(invocation_metadata=lambda: (), time_remaining=lambda: None)
+    found = asyncio.create_task(_count(servicer.ModelStreamInfer(requests(), cast(Any, context))))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert max(seen) == most
+    opened.set()
+    assert await found == 40
+
+
+async def _count(answers: AsyncGenerator[object, None]) -> int:
+    return len([each async for each in answers])

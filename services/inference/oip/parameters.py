@@ -1,5 +1,6 @@
 """Parameters of requests and tensors, taken one by one; what is left over is told, so that no typing error is lost."""
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from services.inference.scheduler import Priority
 from tandem.errors import InvalidRequest
 from tandem.wire.oip import grpc_service_pb2 as pb
 
+# Characters: as many words as may have a bias, of 64 each.
+_MAX_JSON = 64 * 1024
 _INTEGERS = ("int64_param", "uint64_param")
 # As `priority` counts them; 0 leaves it to the call's metadata.
 _PRIORITIES = {1: Priority.HIGH, 2: Priority.NORMAL, 3: Priority.LOW}
@@ -47,6 +50,22 @@ class Parameters:
         """Return a text, empty without it; raise InvalidRequest for another kind."""
         return str(self._take(name, "string_param", kind="a text") or "")
 
+    def numbers(self, name: str) -> dict[str, float]:
+        """Return the numbers by word of a JSON object, none without it; raise InvalidRequest for another kind."""
+        text = self.text(name)
+        if len(text) > _MAX_JSON:
+            raise self._wrong(name, f"has {len(text):,} characters; the limit is {_MAX_JSON:,}")
+        try:
+            # Pairs, since an object would keep the last of two.
+            found = json.loads(text or "{}", parse_int=float, object_pairs_hook=tuple)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, tuple) or not all(isinstance(number, float) for _, number in found):
+            raise self._wrong(name, 'must be a JSON object of words and numbers: {"the": -2}')
+        if len(dict(found)) < len(found):
+            raise self._wrong(name, "names a word twice")
+        return dict(found)
+
     def finish(self) -> None:
         """Raise InvalidRequest if something is left that nobody asked for."""
         for name in self._left:
@@ -80,12 +99,16 @@ def read_terms(parameters: Parameters, context: Context) -> Terms:
     deadline, timeout_us = deadline_of(context), parameters.integer("timeout")
     if timeout_us is not None:
         if timeout_us < 0:
-            raise InvalidRequest(f"timeout is {timeout_us}; it is in microseconds, 0 for none", field="timeout")
+            raise InvalidRequest(
+                f"timeout is {timeout_us}; it is in microseconds, 0 for none", field="parameters.timeout"
+            )
         ends_at = time.monotonic() + timeout_us / 1e6
         deadline = deadline if not timeout_us else ends_at if deadline is None else min(deadline, ends_at)
     level = parameters.integer("priority") or 0
     if level and level not in _PRIORITIES:
-        raise InvalidRequest(f"priority is {level}; it is 1 (high), 2, 3 (low), or 0 for none", field="priority")
+        raise InvalidRequest(
+            f"priority is {level}; it is 1 (high), 2, 3 (low), or 0 for none", field="parameters.priority"
+        )
     # What public clients ask for streams; each of ours ends with a final answer anyway.
     parameters.flag("triton_enable_empty_final_response")
     return Terms(deadline, _PRIORITIES[level] if level else priority_of(context))

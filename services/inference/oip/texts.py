@@ -89,6 +89,7 @@ def _sampling(parameters: Parameters) -> Sampling:
         repetition_penalty=1.0 if penalty is None else penalty,
         stop=tuple(parameters.text("stop").split()),
         random_start=parameters.flag("random_start"),
+        logit_bias=tuple(sorted(parameters.numbers("logit_bias").items())),
     )
 
 
