@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
+from services.inference.in_flight import working_on
 from tandem.errors import Unavailable
 
 Request = TypeVar("Request")
@@ -74,9 +75,10 @@ async def in_order(
     async def answer(request: Request, told: "asyncio.Queue[Answer | _End]") -> None:
         error: Exception | None = None
         try:
-            async with aclosing(answers_to(request)) as answers:
-                async for each in answers:
-                    await told.put(each)
+            with working_on(request):
+                async with aclosing(answers_to(request)) as answers:
+                    async for each in answers:
+                        await told.put(each)
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise

@@ -28,6 +28,9 @@ MAX_MODEL_ITEMS = 3072
 MAX_QUEUE_BYTES = 1024 * 1024 * 1024
 # Of the messages whose calls wait for a model to be loaded, before they are in the queue.
 MAX_LOBBY_BYTES = 256 * 1024 * 1024
+# Of all messages in the server, as they came: from when they are parsed until their call ends, or in a stream until
+# their own work does. Parsed, each takes as much again.
+MAX_IN_FLIGHT_BYTES = 1024 * 1024 * 1024
 # Of one ClassifyStream in work: images, and the bytes of their messages.
 MAX_STREAM_IMAGES = 256
 MAX_STREAM_BYTES = 64 * 1024 * 1024
