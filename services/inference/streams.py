@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from services.inference.in_flight import working_on
 from tandem.errors import Unavailable
+from tandem.wire.limits import MAX_STREAM_REQUESTS
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -20,8 +21,7 @@ _MAX_AHEAD = 4
 class Window:
     """How much of a stream is in work at once: so many requests, of so much weight; one is, whatever it weighs."""
 
-    # As many as a batch has images, so that one stream alone can fill it.
-    max_requests: int = 32
+    max_requests: int = MAX_STREAM_REQUESTS
     max_weight: int = 1
 
 

@@ -20,7 +20,7 @@ from services.inference.scheduler import Priority
 from tandem.comparison.results import Timings
 from tandem.data.manifest import ClassName
 from tandem.errors import InvalidRequest, LimitExceeded
-from tandem.wire.limits import MAX_ANSWERS, MAX_IMAGES, MAX_MESSAGE_BYTES
+from tandem.wire.limits import MAX_ANSWERS, MAX_IMAGES, MAX_OUTPUT_BYTES
 from tandem.wire.oip import grpc_service_pb2 as pb
 
 PIXELS, IMAGE = "pixels", "image"
@@ -109,9 +109,9 @@ def _check_answer(wanted: dict[str, int], num_images: int, num_classes: int) -> 
             f"classification makes {num_scored:,} answers; the limit is {MAX_ANSWERS:,} in a message: send fewer images"
         )
     num_floats = sum(not top_k for top_k in wanted.values()) * num_images * num_classes
-    if 4 * num_floats > MAX_MESSAGE_BYTES // 2:
+    if 4 * num_floats > MAX_OUTPUT_BYTES:
         raise LimitExceeded(
-            f"the outputs have {4 * num_floats:,} bytes; the limit is {MAX_MESSAGE_BYTES // 2:,}: send fewer images, "
+            f"the outputs have {4 * num_floats:,} bytes; the limit is {MAX_OUTPUT_BYTES:,}: send fewer images, "
             "or ask for one output"
         )
     return num_scored + num_floats // _FLOATS_A_CLASS
