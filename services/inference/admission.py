@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from services.inference.batching import Lane
-from services.inference.observation import current_call
+from services.inference.in_flight import message_bytes
 from tandem.errors import QueueFull
 from tandem.wire.limits import MAX_LOBBY_BYTES, MAX_MODEL_ITEMS, MAX_QUEUE_BYTES, MAX_QUEUE_ITEMS, MAX_STREAMS
 
@@ -101,9 +101,8 @@ class Lobby:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """Count the call within which this runs; raise QueueFull if too much waits already."""
-        call = current_call()
-        num_bytes = 0 if call is None else call.num_request_bytes
+        """Count the message that is worked on here; raise QueueFull if too much waits already."""
+        num_bytes = message_bytes()
         is_full = self.num_calls >= self._max_calls or self.num_bytes + num_bytes > self._max_bytes
         if self.num_calls and is_full:
             raise QueueFull(

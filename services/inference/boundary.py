@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from services.inference.context import Context, is_ours
+from services.inference.in_flight import CallMessages, InFlight
 from services.inference.messages import Malformed, bounded
 from services.inference.observation import current_call
 from tandem.errors import TandemError
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 class Boundary(grpc.aio.ServerInterceptor):
     """Wraps the handlers of our own services; `home` is the path to keep from clients."""
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, home: str, in_flight: InFlight | None = None) -> None:
         self._home = home
+        self.in_flight = InFlight() if in_flight is None else in_flight
         # The directories below it are named by us or from the allow-list: no spaces in them.
         self._folders = re.compile(re.escape(home) + r"/(?:[^\s/]+/)*")
 
@@ -44,30 +46,35 @@ class Boundary(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not is_ours(method):
             return handler
+        messages = CallMessages(self.in_flight)
         coders = {
-            "request_deserializer": bounded(method, handler.request_deserializer),
+            "request_deserializer": messages.counted(bounded(method, handler.request_deserializer)),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), **coders)
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method, messages), **coders)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method), **coders)
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method, messages), **coders)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._unary(handler.stream_unary, method), **coders)
-        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method), **coders)
+            return grpc.stream_unary_rpc_method_handler(self._unary(handler.stream_unary, method, messages), **coders)
+        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method, messages), **coders)
 
-    def _unary(self, behaviour: Any, method: str) -> Any:
+    def _unary(self, behaviour: Any, method: str, messages: CallMessages) -> Any:
         async def call(request: Any, context: Context) -> Any:
+            messages.begin(request)
             try:
                 return await behaviour(_well_formed(request), context)
             except BaseException as error:
                 await self._refuse(context, method, error)
                 raise
+            finally:
+                messages.end()
 
         return call
 
-    def _stream(self, behaviour: Any, method: str) -> Any:
+    def _stream(self, behaviour: Any, method: str, messages: CallMessages) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            messages.begin(request)
             answers = None
             try:
                 answers = behaviour(_well_formed(request), context)
@@ -79,6 +86,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             finally:
                 if answers is not None:
                     await answers.aclose()
+                messages.end()
 
         return call
 

@@ -58,7 +58,7 @@ async def classify(
     )
     with admitted as place:
         sources = [lambda image=image: image.data for image in images]
-        batch = await engine.decoder.decode(sources, [model.card.preprocessing], PixelBudget(), at_hand=True)
+        batch = await engine.decoder.decode(sources, [model.card.preprocessing], PixelBudget(), priority, at_hand=True)
         timings = Timings(decode_ms=batch.decode_ms)
         results = [ImageResult(image.name, error=error) for image, error in zip(images, batch.errors, strict=True)]
         if batch.indices:

@@ -60,7 +60,7 @@ async def compare(
     )
     with admitted as place:
         sources = [lambda image=image: image.data for image in images]
-        computed = await compute(place, pair, await decode(engine, pair, sources, PixelBudget()))
+        computed = await compute(place, pair, await decode(engine, pair, sources, priority, PixelBudget()))
         named = [(image.name, image.label) for image in images]
         tally = Tally(pair.a, pair.b)
         # Not on the loop: of a batch of 32 with 200 classes it takes a millisecond.
@@ -94,9 +94,13 @@ def _names(field: str) -> Iterator[None]:
         raise InvalidReference(str(error), field=field) from None
 
 
-async def decode(engine: Engine, pair: Pair, sources: Sequence[Source], budget: PixelBudget | None = None) -> Batch:
+async def decode(
+    engine: Engine, pair: Pair, sources: Sequence[Source], priority: Priority, budget: PixelBudget | None = None
+) -> Batch:
     """Return the images as both models want them."""
-    return await engine.decoder.decode(sources, [pair.a.card.preprocessing, pair.b.card.preprocessing], budget)
+    return await engine.decoder.decode(
+        sources, [pair.a.card.preprocessing, pair.b.card.preprocessing], budget, priority
+    )
 
 
 @dataclass(frozen=True)

@@ -113,12 +113,14 @@ async def compare_dataset(
     runtimes = pair.a.runtime, pair.b.runtime
     with scheduler.admit(MAX_BATCH, *runtimes, deadline=deadline, priority=priority, stream=True) as place:
         yield found.news()
-        async with aclosing(one_ahead(_computed(place, pair, one_ahead(_decoded(engine, pair, items))))) as batches:
+        async with aclosing(
+            one_ahead(_computed(place, pair, one_ahead(_decoded(engine, pair, items, priority))))
+        ) as batches:
             async for chunk, computed in batches:
                 await asyncio.to_thread(found.take, chunk, computed)
                 if found.is_due:
                     yield found.news()
-        async with aclosing(returned_images(engine.decoder, found.furthest.ranked())) as groups:
+        async with aclosing(returned_images(engine.decoder, found.furthest.ranked(), priority)) as groups:
             async for images in groups:
                 yield found.news(images)
     summary = await asyncio.to_thread(found.tally.summary)
@@ -144,11 +146,11 @@ def _items(engine: Engine, question: DatasetQuestion) -> list[Item]:
 
 
 async def _decoded(
-    engine: Engine, pair: Pair, items: Sequence[Item]
+    engine: Engine, pair: Pair, items: Sequence[Item], priority: Priority
 ) -> AsyncGenerator[tuple[Sequence[Item], Batch], None]:
     for first in range(0, len(items), MAX_BATCH):
         chunk = items[first : first + MAX_BATCH]
-        yield chunk, await decode(engine, pair, [item.path.read_bytes for item in chunk])
+        yield chunk, await decode(engine, pair, [item.path.read_bytes for item in chunk], priority)
 
 
 async def _computed(

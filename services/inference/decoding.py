@@ -1,18 +1,18 @@
 """Image bytes to pixels in threads: an image that can't be decoded fails alone, before anything is queued."""
 
-import asyncio
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from services.inference.decode_threads import DecodeThreads
+from services.inference.scheduler import Priority
 from tandem.checkpoints.card import Preprocessing
 from tandem.data.images import resize_and_crop, to_pixels
 from tandem.data.raw_image import RawImage
@@ -74,18 +74,17 @@ class PixelBudget:
 
 
 class Decoder:
-    """A pool of threads that decode; torchvision and PIL let go of the interpreter's lock while they do."""
+    """Threads that decode; torchvision and PIL let go of the interpreter's lock while they do."""
 
     def __init__(self, num_threads: int | None = None) -> None:
-        workers = num_threads or len(os.sched_getaffinity(0))
-        # One thread of torch's own in each, or resizing would wake a team in every one of them.
-        self._pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        self._threads = DecodeThreads(num_threads or len(os.sched_getaffinity(0)))
 
     async def decode(
         self,
         sources: Sequence[Source],
         preprocessings: Sequence[Preprocessing],
         budget: PixelBudget | None = None,
+        priority: Priority = Priority.NORMAL,
         at_hand: bool = False,
     ) -> Batch:
         """Decode each image once, and transform it for each preprocessing from the same pixels.
@@ -94,32 +93,34 @@ class Decoder:
         Raises LimitExceeded if the images have more pixels together than `budget`.
         """
         started_at = time.monotonic()
-        loop = asyncio.get_running_loop()
-        groups = [sources[first : first + _GROUP] for first in range(0, len(sources), _GROUP)]
         wanted = tuple(preprocessings)
         if at_hand and len(sources) == 1 and (at_once := _at_once(sources[0](), wanted, started_at)) is not None:
             return at_once
 
-        def in_pool(work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-            return loop.run_in_executor(self._pool, work, *arguments)
+        def prepare(source: Source) -> Prepared:
+            return _prepare(source, wanted, budget)
+
+        def together(prepared: Sequence[Prepared]) -> Batch:
+            if budget is not None:
+                budget.check()
+            return _together(prepared, len(wanted), started_at)
 
         # Tensors are made in the threads: on the loop each operation would let go of the interpreter's lock and wait
         # for it behind them, which took a single image 0.1 ms, and a copy of a thousand images holds all calls up.
-        if len(groups) == 1:
-            return await in_pool(_decode_together, groups[0], wanted, budget, started_at)
-        done = await asyncio.gather(*(in_pool(_prepare_group, group, wanted, budget) for group in groups))
-        if budget is not None:
-            budget.check()
-        return await in_pool(_together, [each for group in done for each in group], len(wanted), started_at)
+        if len(sources) == 1:
+            (batch,) = await self._threads.do(lambda source: together([prepare(source)]), sources, 1, priority)
+        else:
+            prepared = await self._threads.do(prepare, sources, _GROUP, priority)
+            (batch,) = await self._threads.do(together, [prepared], 1, priority)
+        return batch
 
-    async def each(self, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    async def each(self, work: Callable[[S], T], items: Sequence[S], priority: Priority = Priority.NORMAL) -> list[T]:
         """Return `work` of each item, done in the threads."""
-        loop = asyncio.get_running_loop()
-        return await asyncio.gather(*(loop.run_in_executor(self._pool, work, item) for item in items))
+        return await self._threads.do(work, items, 1, priority)
 
     def close(self) -> None:
         """End the threads; what waits is dropped."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
 
 def _at_once(image: bytes | RawImage, preprocessings: tuple[Preprocessing, ...], started_at: float) -> Batch | None:
@@ -134,15 +135,6 @@ def _at_once(image: bytes | RawImage, preprocessings: tuple[Preprocessing, ...],
     return _together((prepared,), len(preprocessings), started_at)
 
 
-def _decode_together(
-    sources: Sequence[Source], preprocessings: tuple[Preprocessing, ...], budget: PixelBudget | None, started_at: float
-) -> Batch:
-    prepared = _prepare_group(sources, preprocessings, budget)
-    if budget is not None:
-        budget.check()
-    return _together(prepared, len(preprocessings), started_at)
-
-
 def _together(prepared: Sequence[Prepared], num_preprocessings: int, started_at: float) -> Batch:
     indices = tuple(index for index, each in enumerate(prepared) if not each.error)
     pixels = tuple(
@@ -151,12 +143,6 @@ def _together(prepared: Sequence[Prepared], num_preprocessings: int, started_at:
     )
     errors = tuple(each.error for each in prepared)
     return Batch(pixels, indices, errors, (time.monotonic() - started_at) * 1000)
-
-
-def _prepare_group(
-    sources: Sequence[Source], preprocessings: tuple[Preprocessing, ...], budget: PixelBudget | None
-) -> list[Prepared]:
-    return [_prepare(source, preprocessings, budget) for source in sources]
 
 
 def _prepare(source: Source, preprocessings: tuple[Preprocessing, ...], budget: PixelBudget | None) -> Prepared:

@@ -8,11 +8,9 @@ import grpc
 from services.inference.tls import Certificates
 from tandem.access import CERT_FILE, CLIENT_CA_FILE, KEY_FILE, TOKENS_FILE, ServerAccess, is_loopback
 from tandem.errors import Conflict, InvalidRequest
-from tandem.wire.limits import CHANNEL_OPTIONS
+from tandem.wire.limits import CHANNEL_OPTIONS, MAX_CONNECTION_CALLS, MAX_HEADER_BYTES
 
 ALLOW_INSECURE_LISTEN = "TANDEM_ALLOW_INSECURE_LISTEN"
-# On one connection; further calls wait at the client.
-MAX_CONCURRENT_STREAMS = 1024
 MIN_PING_INTERVAL_S = 10
 MAX_PING_STRIKES = 2
 
@@ -20,7 +18,7 @@ SERVER_OPTIONS = (
     *CHANNEL_OPTIONS,
     # Without this a second server on the same port would start, and the kernel would share the callers out.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+    ("grpc.max_concurrent_streams", MAX_CONNECTION_CALLS),
     # A client may ask often whether its connection still stands, idle or not; who asks more often is sent away.
     ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_S * 1000),
     ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
@@ -29,7 +27,7 @@ SERVER_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # The default, said because it is what bounds the headers of a call: bytes.
-    ("grpc.absolute_max_metadata_size", 16_384),
+    ("grpc.absolute_max_metadata_size", MAX_HEADER_BYTES),
 )
 
 log = logging.getLogger("tandem.inference")

@@ -11,12 +11,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from tandem.errors import InvalidRequest, LimitExceeded, TandemError
-from tandem.wire.limits import MAX_IMAGES, MAX_MESSAGE_BYTES
+from tandem.wire.limits import MAX_IMAGES, MAX_MESSAGE_BYTES, MAX_PARTS, MAX_TEXT_MESSAGE_BYTES, MAX_TYPED_BYTES
 
-# Twice the images there may be: a few too many are told by their number.
-MAX_PARTS = 2 * MAX_IMAGES
-# Of requests that hold no images: names, and a prompt of 1 MiB.
-MAX_TEXT_REQUEST_BYTES = 2 * 1024 * 1024
 _TEXT_REQUESTS = {
     "/tandem.v1.Inference/CompareDataset",
     "/tandem.v1.Inference/Generate",
@@ -56,10 +52,6 @@ _PARTS_OF_TENSORS: Nested = {_INPUTS: {4: {}, 5: {}}, _OUTPUTS: {2: {}}}
 _PARTS_OF_STREAMED: Nested = {2: {}}
 # Of GenerateRequest: the parameters of sampling, with stop words and biases.
 _PARTS_OF_SAMPLING: Nested = {3: {}}
-# Of the inputs without their raw contents: numbers of one byte each take up to eight when they are parsed.
-MAX_TYPED_BYTES = 8 * 1024 * 1024
-
-
 _PARTS: Mapping[str, Nested] = {
     **dict.fromkeys(_TENSOR_REQUESTS, _PARTS_OF_TENSORS),
     **dict.fromkeys(_STREAMED_REQUESTS, _PARTS_OF_STREAMED),
@@ -77,7 +69,7 @@ class Malformed:
 def bounded(method: str, parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     """Return `parse`, which a request of `method` comes to only within the limits, and whose failure is Malformed."""
     holds_images = method not in _TEXT_REQUESTS
-    limit = MAX_MESSAGE_BYTES if holds_images else MAX_TEXT_REQUEST_BYTES
+    limit = MAX_MESSAGE_BYTES if holds_images else MAX_TEXT_MESSAGE_BYTES
     holds_tensors = method in _TENSOR_REQUESTS
     nested = _PARTS.get(method, {})
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.message import Message
 
 from services.inference.context import Context, is_ours
 from tandem.errors import TandemError, Unavailable
@@ -67,8 +66,6 @@ class Observed:
     error_id: str = ""
     is_stream: bool = False
     first_answer_at: float | None = None
-    # What came, while the call lasts; None of a stream of requests.
-    request: Any = None
     ended_at: float = 0.0
     code: str = "OK"
     _call_id: str = ""
@@ -79,11 +76,6 @@ class Observed:
         if not self._call_id:
             self._call_id = secrets.token_hex(4)
         return self._call_id
-
-    @property
-    def num_request_bytes(self) -> int:
-        """The size of the message that came; 0 of a stream, which has bounds of its own."""
-        return 0 if self.request is None else int(self.request.ByteSize())
 
     @property
     def total_s(self) -> float:
@@ -191,7 +183,7 @@ class Observer(grpc.aio.ServerInterceptor):
 
     def _awaiting(self, behaviour: Any, call: Observed) -> Any:
         async def observed(request: Any, context: Context) -> Any:
-            self._begin(call, context, request)
+            self._begin(call, context)
             failure: BaseException | None = None
             try:
                 return await behaviour(request, context)
@@ -206,7 +198,7 @@ class Observer(grpc.aio.ServerInterceptor):
 
     def _yielding(self, behaviour: Any, call: Observed) -> Any:
         async def observed(request: Any, context: Context) -> AsyncIterator[Any]:
-            self._begin(call, context, request)
+            self._begin(call, context)
             failure: BaseException | None = None
             answers = None
             try:
@@ -226,12 +218,11 @@ class Observer(grpc.aio.ServerInterceptor):
 
         return observed
 
-    def _begin(self, call: Observed, context: Context, request: Any) -> None:
+    def _begin(self, call: Observed, context: Context) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._active[call] = task
         call.peer = context.peer()
-        call.request = request if isinstance(request, Message) else None
         _current.set(call)
 
     async def _say_if_stopping(self, call: Observed, context: Context, error: BaseException) -> None:
@@ -245,7 +236,6 @@ class Observer(grpc.aio.ServerInterceptor):
 
     def _end(self, call: Observed, context: Context, failure: BaseException | None) -> None:
         self._active.pop(call, None)
-        call.request = None
         if self._idle is not None and not self._idle.done() and not self.num_active:
             self._idle.set_result(None)
         call.ended_at = time.monotonic()

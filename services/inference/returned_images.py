@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from services.inference.decoding import Decoder
+from services.inference.scheduler import Priority
 from tandem.comparison.results import PairResult
 from tandem.data.encoded import small
 from tandem.errors import InvalidImage, InvalidRequest
@@ -43,7 +44,7 @@ class FurthestApart:
 
 
 async def returned_images(
-    decoder: Decoder, chosen: list[tuple[str, Path]], max_bytes: int = MAX_RETURNED_BYTES
+    decoder: Decoder, chosen: list[tuple[str, Path]], priority: Priority, max_bytes: int = MAX_RETURNED_BYTES
 ) -> AsyncGenerator[list[tuple[str, bytes]], None]:
     """Yield (name, encoded image) of the files `chosen`, some at a time, up to `max_bytes` in all.
 
@@ -52,7 +53,7 @@ async def returned_images(
     for first in range(0, len(chosen), _GROUP):
         names, paths = zip(*chosen[first : first + _GROUP], strict=True)
         images = list[tuple[str, bytes]]()
-        for name, data in zip(names, await decoder.each(_read, paths), strict=True):
+        for name, data in zip(names, await decoder.each(_read, paths, priority), strict=True):
             if data is not None and (max_bytes := max_bytes - len(data)) >= 0:
                 images.append((name, data))
         if images:

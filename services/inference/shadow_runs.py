@@ -115,8 +115,10 @@ class Runner:
             return handed.pixels[first:end], handed.pixels[first:end]
         decoded = []
         for source in handed.sources[first:end]:
-            # One at a time, so that it takes no more than one thread of the pool from callers.
-            batch = await self._decoder.decode([partial(_as_it_is, source)], handed.shadow.preprocessings)
+            # One at a time, so that it takes no more than one thread of the pool from callers, and behind those.
+            batch = await self._decoder.decode(
+                [partial(_as_it_is, source)], handed.shadow.preprocessings, priority=Priority.LOW
+            )
             if not batch.indices:
                 raise InvalidImage(f"an image that was decoded before is none now: {batch.errors[0]}")
             decoded.append(batch.pixels)

@@ -6,7 +6,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
+from services.inference.in_flight import working_on
 from tandem.errors import Unavailable
+from tandem.wire.limits import MAX_STREAM_REQUESTS
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -19,8 +21,7 @@ _MAX_AHEAD = 4
 class Window:
     """How much of a stream is in work at once: so many requests, of so much weight; one is, whatever it weighs."""
 
-    # As many as a batch has images, so that one stream alone can fill it.
-    max_requests: int = 32
+    max_requests: int = MAX_STREAM_REQUESTS
     max_weight: int = 1
 
 
@@ -74,9 +75,10 @@ async def in_order(
     async def answer(request: Request, told: "asyncio.Queue[Answer | _End]") -> None:
         error: Exception | None = None
         try:
-            async with aclosing(answers_to(request)) as answers:
-                async for each in answers:
-                    await told.put(each)
+            with working_on(request):
+                async with aclosing(answers_to(request)) as answers:
+                    async for each in answers:
+                        await told.put(each)
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise

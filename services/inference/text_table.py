@@ -17,9 +17,7 @@ from tandem.errors import DeadlineExceeded, QueueFull, TandemError
 from tandem.models.decoding import PREFILL_TOKENS, Drawn, Text
 from tandem.models.language_models import ModelState
 from tandem.models.slots import Kept
-
-# A text that is so many words ahead of its reader is paused until they are read.
-MAX_UNREAD_WORDS = 256
+from tandem.wire.limits import MAX_UNREAD_WORDS
 
 
 @dataclass(eq=False)

@@ -24,11 +24,10 @@ from tandem.checkpoints.references import ModelReference, RunReference, parse_re
 from tandem.errors import CheckpointCorrupt, Conflict, InvalidName, InvalidRequest, ModelNotFound, RunNotFound
 from tandem.names import check_name
 from tandem.volume import Volume, replace_json, volume_errors
+from tandem.wire.limits import MAX_ALIASES
 
 # Aliases that the registry moves itself.
 MOVED = ("latest", "best")
-# Of one model; each call of ListModels tells them all.
-MAX_ALIASES = 64
 # Where an alias is expected that may be moved from wherever it is; no version has this number.
 ANYWHERE = -1
 

@@ -8,10 +8,8 @@ from PIL import Image
 
 from tandem.data.jpeg import has_more_scans
 from tandem.errors import InvalidImage
+from tandem.wire.limits import MAX_PIXELS, MAX_SCANS
 
-MAX_PIXELS = 50_000_000
-# A JPEG of 50 million pixels takes 30 ms for each scan, which may have 75 bytes; the usual progressive one has 10.
-MAX_SCANS = 100
 # PIL knows many more, and hands some of them (EPS) to other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Of a page or an answer that holds hundreds: 500 of 64 KiB are 32 MiB.

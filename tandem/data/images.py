@@ -8,12 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from tandem.checkpoints.card import Preprocessing
-from tandem.data.encoded import MAX_PIXELS, open_image, to_rgb
+from tandem.data.encoded import open_image, to_rgb
 from tandem.data.raw_image import RawImage
 from tandem.errors import InvalidImage
 from tandem.vision import ImageReadMode
 from tandem.vision import decode_image as torchvision_decode
 from tandem.vision import functional as transforms
+from tandem.wire.limits import MAX_PIXELS
 
 # Formats that torchvision decodes itself, about twice as fast as PIL; the others go through PIL. Not PNG: torchvision's
 # decoder crashes the process on damaged bytes (0.29, one in a hundred with six bytes changed; JPEG and WebP survived

@@ -18,15 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tandem.errors import InvalidRequest
-from tandem.wire.limits import MAX_ALTERNATIVES
+from tandem.wire.limits import MAX_ALTERNATIVES, MAX_BIASES, MAX_STOP_WORDS
 
 Floats = NDArray[np.float32]
 # Which tokens: bool (V,).
 TokenSet = NDArray[np.bool_]
 
-# Of one text, as proto/tandem/v1 states it.
-MAX_STOP_WORDS = 64
-MAX_BIASES = 1024
 # The cumulative distribution is searched by blocks of so many tokens first.
 _BLOCK = 256
 # Random numbers of a text that are made together.

@@ -4,16 +4,20 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import grpc
 import pytest
 from factories import png, publish_classifier, publish_language_model, write_image_dataset
-from waiting import held, until
+from waiting import PATIENCE_S, held, until
 
 from services.inference import compare_dataset as comparing
+from services.inference.batching import Priority
 from services.inference.boundary import Boundary
 from services.inference.classify import off_the_loop
+from services.inference.decode_threads import DecodeThreads
 from services.inference.engine import Engine
 from services.inference.loading import ServedClassifier
 from services.inference.server import Running, running_server
@@ -24,7 +28,11 @@ from tandem.data.vocabulary import Vocabulary
 from tandem.errors import DeadlineExceeded
 from tandem.settings import Settings
 from tandem.volume import Volume
+from tandem.wire.limits import PRIORITY_KEY
+from tandem.wire.oip import grpc_service_pb2 as oip
+from tandem.wire.oip import grpc_service_pb2_grpc as rpc
 from tandem.wire.v1 import inference_pb2 as pb
+from tandem.wire.v1 import inference_pb2_grpc
 
 
 @pytest.fixture
@@ -108,14 +116,54 @@ async def test_a_dataset_tells_how_far_it_is(running: Running, monkeypatch: pyte
     assert answer.summary.num_images == 70
 
 
+async def test_images_are_decoded_by_the_priority_of_their_call(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, do = list[Priority](), DecodeThreads.do
+
+    async def watched(self: DecodeThreads, work: Any, items: Any, group_size: int, priority: Priority) -> Any:
+        seen.append(priority)
+        return await do(self, work, items, group_size, priority)
+
+    monkeypatch.setattr(DecodeThreads, "do", watched)
+    images = [png(0), png(1)]
+    infer = oip.ModelInferRequest(model_name="pictures")
+    infer.inputs.add(name="image", datatype="BYTES", shape=[2]).contents.bytes_contents.extend(images)
+    given = [pb.Image(data=image) for image in images]
+    pair: dict[str, Any] = {"model_a": "pictures", "model_b": "pictures"}
+    dataset = pb.CompareDatasetRequest(dataset="shapes", limit=2, num_returned_images=0, **pair)
+    streamed = pb.ClassifyStreamRequest(request=pb.ClassifyRequest(model="pictures", images=given))
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        ours: Any = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+        theirs: Any = rpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+
+        async def classify_stream(**options: Any) -> None:
+            assert [answer.error.code async for answer in ours.ClassifyStream(iter([streamed]), **options)] == [0]
+
+        async def compare_dataset(**options: Any) -> None:
+            assert [step async for step in ours.CompareDataset(dataset, **options)]
+
+        for call in (
+            partial(ours.Classify, streamed.request),
+            classify_stream,
+            partial(ours.Compare, pb.CompareRequest(images=given, **pair)),
+            compare_dataset,
+            partial(theirs.ModelInfer, infer),
+        ):
+            for name, priority in (("low", Priority.LOW), ("high", Priority.HIGH)):
+                seen.clear()
+                await call(metadata=((PRIORITY_KEY, name),), timeout=PATIENCE_S)
+                assert set(seen) == {priority}, call
+
+
 async def test_the_next_batch_is_decoded_while_the_device_computes(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, decode = list[int](), running.engine.decoder.decode
 
-    async def watched(sources: Sequence[Any], *arguments: Any) -> Any:
+    async def watched(sources: Sequence[Any], *arguments: Any, **options: Any) -> Any:
         decoded.append(len(sources))
-        return await decode(sources, *arguments)
+        return await decode(sources, *arguments, **options)
 
     monkeypatch.setattr(running.engine.decoder, "decode", watched)
     async with AsyncClient(running.address) as client:

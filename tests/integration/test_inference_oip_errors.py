@@ -278,6 +278,6 @@ def test_too_large_an_answer_is_refused(public: Any, monkeypatch: pytest.MonkeyP
     outputs = [triton.InferRequestedOutput("logits", class_count=3)]
     code, message = refused(lambda: public.infer("pictures", encoded(png(0), png(1)), outputs=outputs))
     assert (code, "6 answers; the limit is 5" in message) == ("RESOURCE_EXHAUSTED", True)
-    monkeypatch.setattr("services.inference.oip.classifiers.MAX_MESSAGE_BYTES", 79)
+    monkeypatch.setattr("services.inference.oip.classifiers.MAX_OUTPUT_BYTES", 39)
     code, message = refused(lambda: public.infer("pictures", encoded(png(0))))
     assert (code, "the outputs have 40 bytes; the limit is 39" in message) == ("RESOURCE_EXHAUSTED", True)

@@ -464,7 +464,7 @@ def test_a_connection_that_pings_without_end_is_closed(tmp_path: Path) -> None:
         # GOAWAY with ENHANCE_YOUR_CALM.
         assert b"too_many_pings" in received
         assert struct.pack(">I", 11) + b"too_many_pings" in received
-        # SETTINGS with MAX_CONCURRENT_STREAMS.
+        # SETTINGS with MAX_CONNECTION_CALLS.
         assert struct.pack(">HI", 3, 1024) in received
         with Client(server.address) as client:
             client.wait_until_serving(timeout_s=PATIENCE_S)

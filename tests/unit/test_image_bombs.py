@@ -18,11 +18,11 @@ from torch import Tensor
 from services.inference import decoding
 from services.inference.decoding import Decoder, PixelBudget
 from tandem.checkpoints.card import Preprocessing
-from tandem.data.encoded import MAX_PIXELS, MAX_SCANS
 from tandem.data.images import decode_image, to_pixels
 from tandem.data.jpeg import has_more_scans
 from tandem.data.raw_image import RawImage
 from tandem.errors import InvalidImage, LimitExceeded
+from tandem.wire.limits import MAX_PIXELS, MAX_SCANS
 
 PREPROCESSING = Preprocessing(resize=32, image_size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from services.inference.authorization import OPEN, Authorization, scope_of
 from services.inference.boundary import Boundary
 from services.inference.listening import check_loopback, warn_of_open_doors
-from services.inference.messages import MAX_PARTS, MAX_TEXT_REQUEST_BYTES, MAX_TYPED_BYTES, count_parts
+from services.inference.messages import count_parts
 from services.inference.oip.servicer import OpenInferenceServicer
 from services.inference.servicers import InferenceServicer, ModelsServicer
 from services.inference.tokens import ADMIN, PREDICT, RECHECK_S, TokenFile, parse_tokens, read_tokens
 from tandem.access import ClientAccess, Credentials, ServerAccess, client_access, read_credentials, server_access
 from tandem.errors import InvalidRequest, ServerUnavailable, Unauthenticated
 from tandem.wire.handshakes import is_final, tls_problem
+from tandem.wire.limits import MAX_PARTS, MAX_TEXT_MESSAGE_BYTES, MAX_TYPED_BYTES
 from tandem.wire.oip import grpc_service_pb2 as oip
 from tandem.wire.oip.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server as add_open_inference
 from tandem.wire.status import DETAILS_KEY, from_rpc_error
@@ -507,7 +508,7 @@ async def test_messages_that_are_none_or_too_much_are_refused_before_they_are_pa
     assert "1,024 images are the limit" in message
     # A group, which the parser skips, must not hide what follows it.
     assert (await ended(CLASSIFY, b"\x7b\x7c" + parts(MAX_PARTS), never))[0] == grpc.StatusCode.INVALID_ARGUMENT
-    code, message = await ended("/tandem.v1.Inference/Generate", bytes(MAX_TEXT_REQUEST_BYTES + 1), never)
+    code, message = await ended("/tandem.v1.Inference/Generate", bytes(MAX_TEXT_MESSAGE_BYTES + 1), never)
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "the limit is 2,097,152" in message
     streamed = pb.ClassifyStreamRequest(request=pb.ClassifyRequest.FromString(parts(MAX_PARTS + 1)))
@@ -521,7 +522,7 @@ async def test_messages_that_are_none_or_too_much_are_refused_before_they_are_pa
         "Models/WatchModels",
         "Models/StartShadow",
     ):
-        code, _ = await ended(f"/tandem.v1.{method}", bytes(MAX_TEXT_REQUEST_BYTES + 1), never)
+        code, _ = await ended(f"/tandem.v1.{method}", bytes(MAX_TEXT_MESSAGE_BYTES + 1), never)
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     for method in ("ModelInfer", "ModelStreamInfer"):
         infer = f"/inference.GRPCInferenceService/{method}"
@@ -533,7 +534,7 @@ async def test_messages_that_are_none_or_too_much_are_refused_before_they_are_pa
         code, message = await ended(infer, request.SerializeToString(), never)
         assert (code, "send large tensors as raw" in message) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
     code, _ = await ended(
-        "/inference.GRPCInferenceService/RepositoryModelLoad", bytes(MAX_TEXT_REQUEST_BYTES + 1), never
+        "/inference.GRPCInferenceService/RepositoryModelLoad", bytes(MAX_TEXT_MESSAGE_BYTES + 1), never
     )
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
 

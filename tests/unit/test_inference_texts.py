@@ -11,11 +11,11 @@ import torch
 from text_models import WORDS, Model
 
 from services.inference.scheduler import DeviceScheduler
-from services.inference.text_table import MAX_UNREAD_WORDS
 from services.inference.texts import TextLoop
 from tandem.errors import CheckpointCorrupt, DeadlineExceeded, Unavailable
 from tandem.models.decoding import Text
 from tandem.models.sampling import Sampling
+from tandem.wire.limits import MAX_UNREAD_WORDS
 
 
 @pytest.fixture

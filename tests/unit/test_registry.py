@@ -7,7 +7,7 @@ import pytest
 
 from tandem.checkpoints.files import step_directory, write_checkpoint, write_pointer
 from tandem.checkpoints.references import ModelReference, RunReference, parse_reference
-from tandem.checkpoints.registry import MAX_ALIASES, Registry, Version, describe
+from tandem.checkpoints.registry import Registry, Version, describe
 from tandem.errors import (
     CheckpointCorrupt,
     Conflict,
@@ -18,6 +18,7 @@ from tandem.errors import (
     RunNotFound,
 )
 from tandem.volume import Volume
+from tandem.wire.limits import MAX_ALIASES
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from PIL import Image
 
 from services.inference.decoding import Decoder
 from services.inference.returned_images import FurthestApart, check_num_returned, returned_images
+from services.inference.scheduler import Priority
 from tandem.comparison.report import MAX_IMAGES
 from tandem.comparison.results import Comparison, PairResult
 from tandem.data.encoded import SMALL_BYTES, SMALL_SIDE, small
@@ -50,7 +51,9 @@ async def test_images_come_as_they_lie_and_large_ones_small(decoder: Decoder, tm
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
     chosen = [(name, tmp_path / name) for name in ("a.png", "gone.png", "large.png", "junk.jpg", "b.png")]
-    images = [image for group in [each async for each in returned_images(decoder, chosen)] for image in group]
+    images = [
+        image for group in [each async for each in returned_images(decoder, chosen, Priority.NORMAL)] for image in group
+    ]
     assert [name for name, _ in images] == ["a.png", "large.png", "b.png"]
     found = dict(images)
     assert (found["a.png"], found["b.png"]) == (contents["a.png"], contents["b.png"])
@@ -63,9 +66,9 @@ async def test_the_images_of_an_answer_are_bounded_in_all(decoder: Decoder, tmp_
         (tmp_path / f"{number}.png").write_bytes(bytes(1000))
     chosen = [(str(number), tmp_path / f"{number}.png") for number in range(70)]
     for max_bytes, expected in ((70_000, [32, 32, 6]), (40_999, [32, 8]), (32_000, [32]), (999, [])):
-        groups = [len(group) async for group in returned_images(decoder, chosen, max_bytes)]
+        groups = [len(group) async for group in returned_images(decoder, chosen, Priority.NORMAL, max_bytes)]
         assert groups == expected, max_bytes
-    assert [group async for group in returned_images(decoder, [])] == []
+    assert [group async for group in returned_images(decoder, [], Priority.NORMAL)] == []
 
 
 def test_the_limits_fit_one_another() -> None:

@@ -6,10 +6,11 @@ import pytest
 from text_models import WORDS, Model
 
 from services.inference.batching import PROMOTE_AFTER_S, Priority
-from services.inference.text_table import MAX_UNREAD_WORDS, LiveText, TextTable
+from services.inference.text_table import LiveText, TextTable
 from tandem.errors import CheckpointCorrupt, DeadlineExceeded, QueueFull
 from tandem.models.decoding import PREFILL_TOKENS, Text
 from tandem.models.sampling import Sampling
+from tandem.wire.limits import MAX_UNREAD_WORDS
 
 
 def table_of(capacity: int = 4) -> tuple[TextTable, Model]:

@@ -16,10 +16,11 @@ from services.inference.loading import ServedClassifier
 from services.inference.oip.answers import respond, timing_parameters
 from services.inference.oip.parameters import Parameters, read_terms
 from services.inference.oip.tensors import Input, Output, from_elements, from_floats, read_inputs, read_outputs
+from services.inference.scheduler import Priority
 from tandem.comparison.results import Timings
 from tandem.data.manifest import ClassName
 from tandem.errors import InvalidRequest, LimitExceeded
-from tandem.wire.limits import MAX_ANSWERS, MAX_IMAGES, MAX_MESSAGE_BYTES
+from tandem.wire.limits import MAX_ANSWERS, MAX_IMAGES, MAX_OUTPUT_BYTES
 from tandem.wire.oip import grpc_service_pb2 as pb
 
 PIXELS, IMAGE = "pixels", "image"
@@ -42,7 +43,7 @@ class Images:
         """Of the request."""
         return self.tensor.shape[0]
 
-    async def decode(self, engine: Engine, model: ServedClassifier) -> tuple[Tensor, float]:
+    async def decode(self, engine: Engine, model: ServedClassifier, priority: Priority) -> tuple[Tensor, float]:
         """Return pixels uint8 (N, 3, S, S), and how many milliseconds they took; raise InvalidRequest.
 
         One image that can't be decoded fails the request: a tensor has no room for its error.
@@ -51,7 +52,7 @@ class Images:
             quick = self.tensor.num_bytes <= _QUICK_BYTES
             return self.tensor.pixels() if quick else await asyncio.to_thread(self.tensor.pixels), 0.0
         sources: list[Callable[[], bytes]] = [lambda data=data: data for data in self.encoded]  # type: ignore[misc]
-        batch = await engine.decoder.decode(sources, [model.card.preprocessing], PixelBudget())
+        batch = await engine.decoder.decode(sources, [model.card.preprocessing], PixelBudget(), priority)
         for index, error in enumerate(batch.errors):
             if error:
                 raise self.tensor.wrong(f"can't be decoded: {error}", index)
@@ -79,7 +80,7 @@ async def infer(
         joins=model.joins,
     )
     with admitted as place:
-        pixels, decode_ms = await images.decode(engine, model)
+        pixels, decode_ms = await images.decode(engine, model, terms.priority)
         done = await place.predict(model.runtime, pixels, model.joins)
         outputs = await off_the_loop(num_values, lambda: _outputs(wanted, done.value, model.card.classes))
     timings = timing_parameters(model, Timings(decode_ms, done.queue_ms, done.compute_ms))
@@ -108,9 +109,9 @@ def _check_answer(wanted: dict[str, int], num_images: int, num_classes: int) -> 
             f"classification makes {num_scored:,} answers; the limit is {MAX_ANSWERS:,} in a message: send fewer images"
         )
     num_floats = sum(not top_k for top_k in wanted.values()) * num_images * num_classes
-    if 4 * num_floats > MAX_MESSAGE_BYTES // 2:
+    if 4 * num_floats > MAX_OUTPUT_BYTES:
         raise LimitExceeded(
-            f"the outputs have {4 * num_floats:,} bytes; the limit is {MAX_MESSAGE_BYTES // 2:,}: send fewer images, "
+            f"the outputs have {4 * num_floats:,} bytes; the limit is {MAX_OUTPUT_BYTES:,}: send fewer images, "
             "or ask for one output"
         )
     return num_scored + num_floats // _FLOATS_A_CLASS

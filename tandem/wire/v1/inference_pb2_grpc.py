@@ -86,8 +86,9 @@ class InferenceServicer:
     def ClassifyStream(self, request_iterator, context):
         """The same for bulk work: an answer for each request, in the order of the requests. No further request is read while 32
         of them, 256 images or 64 MiB are in work (one is, whatever it has), so that flow control holds the caller up. Where
-        Classify would be refused by a full server, a request here waits. One that fails is answered with its own error,
-        and the stream goes on; a message that is no request ends it.
+        Classify would be refused by a full queue, a request here waits. One that fails is answered with its own error,
+        and the stream goes on; a message that is no request ends it, as does one for which the messages in the server
+        leave no room.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
