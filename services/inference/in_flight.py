@@ -84,7 +84,9 @@ class CallMessages:
 
     def end(self) -> None:
         """Give back what is held."""
-        self._in_flight.give(self._num_bytes)
+        # The collector may end a call in a thread of its own, where even counting nothing could undo what is counted.
+        if self._num_bytes:
+            self._in_flight.give(self._num_bytes)
         self._num_bytes = 0
         self._sizes.clear()
 
