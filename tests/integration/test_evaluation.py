@@ -1,6 +1,7 @@
 """Evaluation of a checkpoint: against the same written plainly, and through a broker, a worker and the command."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import publish_classifier, publish_language_model
+from factories import break_weights, publish_classifier, publish_language_model
 from rig import Bench
 from samples import SHAPES, write_image_dataset, write_text_dataset
 from shell import Shell
@@ -248,15 +249,17 @@ def test_two_evaluations_are_compared_without_a_server(bench: Bench, shell: Shel
 
 
 def test_a_run_that_can_not_be_evaluated_is_one_line(bench: Bench, shell: Shell) -> None:
-    publish_classifier(bench.volume, "other", "run-o", classes=("circle", "cross", "triangle"))
-    last = shell("evaluate", "other", "--data", "shapes", code=1).stderr.splitlines()[-1]
+    break_weights(bench.volume, publish_classifier(bench.volume, "broken", "run-b", classes=sorted(SHAPES)))
+    last = shell("evaluate", "broken", "--data", "shapes", code=1).stderr.splitlines()[-1]
     assert last.startswith("tandem: run ")
-    assert "FAILED: other:1 does not know the class 'square'" in last
+    assert re.search(r"FAILED: .*model\.safetensors", last)
     found = shell.json("evaluate", "tiny", "--data", "shapes", "--no-follow")
     assert set(found) == {"run_id"}
     assert bench.wait_for_state(found["run_id"], "SUCCEEDED", "FAILED").state == "SUCCEEDED"
     # What the volume already tells is said before anything is queued.
+    publish_classifier(bench.volume, "other", "run-o", classes=("circle", "cross", "triangle"))
     before = len(list_runs(bench.volume, lambda: None))
+    assert "other:1 does not know the class 'square'" in shell.error("evaluate", "other", "--data", "shapes")
     assert "no dataset 'nothing'" in shell.error("evaluate", "tiny", "--data", "nothing")
     assert "no model 'nothing'" in shell.error("evaluate", "nothing", "--data", "shapes")
     assert "is a dataset of text" in shell.error("evaluate", "tiny", "--data", "words")
