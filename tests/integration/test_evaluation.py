@@ -249,7 +249,7 @@ def test_two_evaluations_are_compared_without_a_server(bench: Bench, shell: Shel
 
 
 def test_a_run_that_can_not_be_evaluated_is_one_line(bench: Bench, shell: Shell) -> None:
-    break_weights(bench.volume, publish_classifier(bench.volume, "broken", "run-b", classes=sorted(SHAPES)))
+    break_weights(bench.volume, publish_classifier(bench.volume, "broken", "run-broken", classes=sorted(SHAPES)))
     last = shell("evaluate", "broken", "--data", "shapes", code=1).stderr.splitlines()[-1]
     assert last.startswith("tandem: run ")
     assert re.search(r"FAILED: .*model\.safetensors", last)
