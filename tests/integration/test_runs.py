@@ -9,6 +9,7 @@ import time
 import pytest
 from factories import classifier_card, classifier_files
 from rig import LONG, Bench, processes, weights
+from samples import SHAPES
 from waiting import wait_for
 
 from services.trainer.holder import computing_process
@@ -95,7 +96,7 @@ def test_a_waiting_run_is_canceled_at_once(bench: Bench) -> None:
 
 def test_what_a_waiting_run_refers_to_stays_until_it_has_ended(bench: Bench) -> None:
     source = step_directory(bench.volume.run("source"), 1)
-    write_checkpoint(source, classifier_files(classifier_card(run_id="source")))
+    write_checkpoint(source, classifier_files(classifier_card(classes=SHAPES, run_id="source")))
 
     def pinned_by() -> list[str]:
         return [pin.who for pin in pins_in_force(bench.volume, "source").in_force]
