@@ -25,6 +25,8 @@ MAX_PROMPT_BYTES = 1024 * 1024
 # Of one text.
 MAX_STOP_WORDS = 64
 MAX_BIASES = 1024
+# Of the JSON of the biases that ModelInfer takes: as many words as may have one, of 64 each.
+MAX_BIAS_CHARACTERS = 64 * 1024
 # A text that is so many words ahead of its reader is paused until they are read.
 MAX_UNREAD_WORDS = 256
 # Texts from one beginning in a call.
@@ -103,6 +105,7 @@ def limits_metadata(num_devices: int = 1) -> tuple[tuple[str, str], ...]:
         "prompt-bytes": MAX_PROMPT_BYTES,
         "stop-words": MAX_STOP_WORDS,
         "biases": MAX_BIASES,
+        "bias-characters": MAX_BIAS_CHARACTERS,
         "unread-words": MAX_UNREAD_WORDS,
         "texts-per-generation": MAX_TEXTS,
         "score-texts": MAX_SCORE_TEXTS,

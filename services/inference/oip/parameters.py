@@ -10,10 +10,9 @@ from services.inference.callers import deadline_of, priority_of
 from services.inference.context import Context
 from services.inference.scheduler import Priority
 from tandem.errors import InvalidRequest
+from tandem.wire.limits import MAX_BIAS_CHARACTERS
 from tandem.wire.oip import grpc_service_pb2 as pb
 
-# Characters: as many words as may have a bias, of 64 each.
-_MAX_JSON = 64 * 1024
 _INTEGERS = ("int64_param", "uint64_param")
 # As `priority` counts them; 0 leaves it to the call's metadata.
 _PRIORITIES = {1: Priority.HIGH, 2: Priority.NORMAL, 3: Priority.LOW}
@@ -53,8 +52,8 @@ class Parameters:
     def numbers(self, name: str) -> dict[str, float]:
         """Return the numbers by word of a JSON object, none without it; raise InvalidRequest for another kind."""
         text = self.text(name)
-        if len(text) > _MAX_JSON:
-            raise self._wrong(name, f"has {len(text):,} characters; the limit is {_MAX_JSON:,}")
+        if len(text) > MAX_BIAS_CHARACTERS:
+            raise self._wrong(name, f"has {len(text):,} characters; the limit is {MAX_BIAS_CHARACTERS:,}")
         try:
             # Pairs, since an object would keep the last of two.
             found = json.loads(text or "{}", parse_int=float, object_pairs_hook=tuple)
