@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,14 @@ async def _watch_volume(
             try:
                 # What is published meanwhile does not wait for the loads of this one.
                 ends.create_task(tell_end(await registry.begin_refresh()))
+                before, retry_at = signature, now + FAILURE_MEMORY_S
             except VolumeUnavailable:
-                continue
-            before, retry_at = signature, now + FAILURE_MEMORY_S
-        try:
-            await asyncio.wait_for(wake.wait(), SCAN_INTERVAL_S)
-        except TimeoutError:
-            continue
+                # Said already; it is looked at again.
+                before = None
+        # Not wait_for: Python 3.11's loses a cancel that comes with the wake-up, and the server would never stop.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SCAN_INTERVAL_S):
+                await wake.wait()
 
 
 async def watch_devices(devices: Devices, failed: Callable[[], Awaitable[None]]) -> None:
