@@ -2,11 +2,16 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 pytest_plugins = ["faults_tried"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control starts what runs beside it so, and what tests interrupt would not hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests side by side, and what they start: threads that wait for one another would cost ten times what they bring.
