@@ -7,7 +7,7 @@ import grpc
 
 from services.inference.context import Context
 from tandem.errors import TandemError
-from tandem.wire.status import to_status
+from tandem.wire.status import WireStatus, to_status
 
 if TYPE_CHECKING:
     # Generic for the type checker alone.
@@ -24,12 +24,15 @@ def refusing(error: TandemError, told: Callable[[], None] = lambda: None) -> "Ha
 
     async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
         told()
-        await context.abort(status.code, status.message, status.trailing_metadata)
+        await _abort(context, status)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 async def end(context: Context, error: TandemError) -> None:
     """End a call with `error`."""
-    status = to_status(error)
+    await _abort(context, to_status(error))
+
+
+async def _abort(context: Context, status: WireStatus) -> None:
     await context.abort(status.code, status.message, status.trailing_metadata)

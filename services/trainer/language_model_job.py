@@ -8,10 +8,10 @@ from torch import nn
 
 from services.trainer.engine.language_model import LanguageModelTraining
 from services.trainer.engine.ranks import Ranks
-from services.trainer.engine.text_evaluation import perplexity
 from services.trainer.job import Job, origin
 from tandem.checkpoints.card import Card, LanguageModelCard
 from tandem.checkpoints.files import NETWORK_FILE, VOCABULARY_FILE
+from tandem.comparison.token_losses import perplexity
 from tandem.data.corpus import load_tokens
 from tandem.data.detokenize import Detokenizer
 from tandem.data.manifest import TextDataset

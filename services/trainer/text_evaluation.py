@@ -36,11 +36,11 @@ from services.trainer.engine.dynamic_evaluation import (
 )
 from services.trainer.engine.memory import is_out_of_memory
 from services.trainer.engine.neural_cache import CacheSettings, cache_losses
-from services.trainer.engine.text_evaluation import Reading, perplexity, token_losses
+from services.trainer.engine.text_evaluation import Reading, token_losses
 from tandem.checkpoints.card import LanguageModelCard
 from tandem.checkpoints.tensors import load_checkpoint
 from tandem.comparison.predictions import EVALUATION_FILE
-from tandem.comparison.token_losses import LOSSES_FILE, write_token_losses
+from tandem.comparison.token_losses import LOSSES_FILE, perplexity, write_token_losses
 from tandem.data.corpus import load_tokens
 from tandem.data.manifest import TextDataset
 from tandem.data.text_counts import TextCounts, count_text

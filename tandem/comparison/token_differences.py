@@ -16,6 +16,7 @@ from scipy.stats import bootstrap
 
 from tandem.comparison.evidence import Interval
 from tandem.comparison.intervals import CONFIDENCE
+from tandem.comparison.token_losses import perplexity
 
 # Tokens of a block: a few paragraphs, well beyond what one sentence makes the next likelier to be.
 BLOCK_TOKENS = 256
@@ -24,8 +25,6 @@ MIN_BLOCKS = 40
 _MIN_BLOCK_TOKENS = 4
 # From fewer an interval says nothing: of 2 blocks without a difference, 26 % showed one at a nominal 2.5 %, of 10 4 %.
 FEWEST_BLOCKS = 20
-# exp of more overflows.
-_MOST_NATS = 700.0
 NUM_RESAMPLES = 9999
 _SEED = 0
 
@@ -72,11 +71,6 @@ class TokenComparison:
     def has_interval(self) -> bool:
         """False where the text is too short for one."""
         return math.isfinite(self.interval.high)
-
-
-def perplexity(loss: float) -> float:
-    """Return exp(loss); of a loss beyond 700 nats, where that would overflow, exp(700), about 1e304."""
-    return math.exp(min(loss, _MOST_NATS))
 
 
 def compare_losses(a: Losses, b: Losses, confidence: float = CONFIDENCE) -> TokenComparison:

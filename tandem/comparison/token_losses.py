@@ -6,6 +6,7 @@ both fingerprints) give arrays that pair up.
 """
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,8 @@ def read_token_losses(path: Path) -> Losses:
     except (OSError, ValueError, EOFError) as error:
         raise InvalidRequest(f"{path} is no file of token losses ({error}); 'tandem evaluate' writes one") from error
     return losses
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss); of a loss beyond 700 nats, where that would overflow, exp(700), about 1e304."""
+    return math.exp(min(loss, 700.0))

@@ -24,7 +24,8 @@ from tandem.comparison.intervals import difference_interval, share_interval
 from tandem.comparison.paired import PairedTable
 from tandem.comparison.results import ComparisonSummary, ModelVersion
 from tandem.comparison.token_differences import TokenComparison
-from tandem.errors import Conflict, InvalidRequest, ModelNotFound, TandemError
+from tandem.errors import Conflict, InvalidJob, InvalidRequest, ModelNotFound, TandemError
+from tandem.jobs.spec import make_spec
 from tandem.volume import Volume
 
 A = ModelVersion("m", 1, "r1", 1, "resnet18", "float32")
@@ -210,3 +211,10 @@ def test_a_line_of_the_history_that_was_cut_short_is_passed_over(registry: Regis
     assert registry.aliases("m")["production"] == 3
     assert roll_back(registry, "m", "production", "me") == (3, 1)
     assert registry.history("nobody") == []
+
+
+def test_a_level_that_a_bootstrap_can_not_tell_is_refused_for_language_models() -> None:
+    values = {"model": "m:1", "alias": "production", "dataset": "d", "alpha": 0.001}
+    assert make_spec({"kind": "promote_classifier", **values}).kind == "promote_classifier"
+    with pytest.raises(InvalidJob, match=r"finer than a bootstrap can tell: 0\.002 or above"):
+        make_spec({"kind": "promote_language_model", **values})

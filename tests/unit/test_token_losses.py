@@ -17,7 +17,8 @@ from services.trainer.engine.dynamic_evaluation import (
     gradient_statistics,
 )
 from services.trainer.engine.neural_cache import CacheSettings, NeuralCache, cache_losses
-from services.trainer.engine.text_evaluation import Reading, perplexity, token_losses
+from services.trainer.engine.text_evaluation import Reading, token_losses
+from tandem.comparison.token_losses import perplexity
 from tandem.data.corpus import columns, windows
 from tandem.models.awd_lstm import AwdDropouts
 from tandem.models.language_models import LanguageModelShape, build_language_model, detach

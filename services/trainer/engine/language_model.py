@@ -16,10 +16,11 @@ from services.trainer.engine.reports import EpochDone, EvaluationStep, Report, S
 from services.trainer.engine.running_mean import RunningMean, is_stuck
 from services.trainer.engine.schedule import learning_rate_at
 from services.trainer.engine.sequence_loss import SequenceLoss
-from services.trainer.engine.text_evaluation import Reading, perplexity, token_losses
+from services.trainer.engine.text_evaluation import Reading, token_losses
 from services.trainer.engine.text_windows import window_bounds
 from services.trainer.engine.uncompiled import take_step
 from services.trainer.engine.wrapping import exchanging
+from tandem.comparison.token_losses import perplexity
 from tandem.data.corpus import columns, num_windows, span
 from tandem.data.randomness import derive_seed, generator
 from tandem.errors import TrainingFailed

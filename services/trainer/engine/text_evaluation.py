@@ -9,7 +9,6 @@ model learn from the part of the text that it has been scored on; what they give
 without their names.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -63,8 +62,3 @@ def scored_windows(network: nn.Module, tokens: Tensor, reading: Reading) -> Iter
             followers = targets[0].to(reading.device)
             losses = output_losses(hidden[0], model.head.weight, model.head.bias, followers, head_dtype)
         yield ScoredWindow(losses, hidden[0].float(), followers)
-
-
-def perplexity(loss: float) -> float:
-    """Return exp(loss); of a loss beyond 700 nats, where that would overflow, exp(700), about 1e304."""
-    return math.exp(min(loss, 700.0))
