@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from services.inference.batching import Lane
 from services.inference.in_flight import message_bytes
+from services.inference.lanes import Lane
 from tandem.errors import QueueFull
 from tandem.wire.limits import MAX_LOBBY_BYTES, MAX_MODEL_ITEMS, MAX_QUEUE_BYTES, MAX_QUEUE_ITEMS, MAX_STREAMS
 

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterable
 
-from services.inference.batching import Priority
 from services.inference.context import Context
+from services.inference.lanes import Priority
 from tandem.errors import InvalidRequest
 from tandem.wire.limits import PRIORITY_KEY
 

@@ -1,7 +1,7 @@
-"""The calls whose images or work are in a batch: computed on the device's thread, answered on their event loops."""
+"""The calls whose images or work are in a batch: computed on a worker's thread, answered on their event loops."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from services.inference.batching import Batch, Job, Priority
+from services.inference.lanes import Batch, Job, Priority
 
 T = TypeVar("T")
 
@@ -41,6 +41,8 @@ class Order:
     priority: Priority = Priority.NORMAL
     joins: bool = False
     top_k: int = 0
+    # Of other work: it needs no more than one worker.
+    beside: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -53,8 +55,17 @@ class Call:
     loop: asyncio.AbstractEventLoop
     # How many classes of each image are wanted; 0 for the logits.
     top_k: int = 0
-    outputs: list[Any] = field(default_factory=list)
+    # Does what `work` does, on one worker beside others, for a runtime that can.
+    beside: Callable[[Tensor], Tensor] | None = None
+    # By the place of their first item: parts that run beside each other end in any order.
+    outputs: dict[int, Any] = field(default_factory=dict)
     compute_s: float = 0.0
+    _computed_until: float = 0.0
+
+    def computed(self, started_at: float, ended_at: float) -> None:
+        """Count the time of a batch; what two of them ran beside each other counts once."""
+        self.compute_s += max(0.0, ended_at - max(started_at, self._computed_until))
+        self._computed_until = max(self._computed_until, ended_at)
 
 
 def compute(batch: Batch) -> None:
@@ -62,17 +73,18 @@ def compute(batch: Batch) -> None:
     calls: list[Call] = [part.job.payload for part in batch.parts]
     first = calls[0]
     if first.pixels is None:
-        first.outputs.append(first.work())
+        first.outputs[0] = first.work()
         return
     pixels = [call.pixels[part.first : part.end] for call, part in zip(calls, batch.parts, strict=True)]  # type: ignore[index]
-    logits = first.work(pixels[0] if len(pixels) == 1 else torch.cat(pixels))
+    work = first.work if batch.alone or first.beside is None else first.beside
+    logits = work(pixels[0] if len(pixels) == 1 else torch.cat(pixels))
     # Once for the batch, and here: on the event loop this took each call 0.1 ms. Not with the largest K for all, or
     # equal probabilities would come in an order that hangs on the neighbours.
     outputs = {top_k: rank(logits, top_k) if top_k else logits for top_k in {call.top_k for call in calls}}
     end = 0
-    for call, each in zip(calls, pixels, strict=True):
-        first_row, end = end, end + each.shape[0]
-        call.outputs.append(_rows(outputs[call.top_k], first_row, end))
+    for call, part in zip(calls, batch.parts, strict=True):
+        first_row, end = end, end + part.end - part.first
+        call.outputs[part.first] = _rows(outputs[call.top_k], first_row, end)
 
 
 def rank(logits: Tensor, top_k: int) -> Ranked:
@@ -86,9 +98,13 @@ def _rows(output: Tensor | Ranked, first: int, end: int) -> Tensor | Ranked:
     return Ranked(output.probabilities[first:end], output.indices[first:end])
 
 
-def _joined(outputs: Sequence[Any]) -> Any:
+def _joined(outputs: Mapping[int, Any]) -> Any:
     if len(outputs) == 1:
-        return outputs[0]
+        return next(iter(outputs.values()))
+    return _concatenated([outputs[first] for first in sorted(outputs)])
+
+
+def _concatenated(outputs: Sequence[Any]) -> Any:
     if isinstance(outputs[0], Tensor):
         return torch.cat(list(outputs))
     return Ranked(

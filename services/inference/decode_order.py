@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from services.inference.batching import PROMOTE_AFTER_S, Priority
+from services.inference.lanes import PROMOTE_AFTER_S, Priority
 
 G = TypeVar("G")
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from services.inference.batching import Priority
 from services.inference.decode_order import CallInOrder, DecodeOrder
+from services.inference.lanes import Priority
 
 # After so long a thread looks whether others go first, between two items: a large image takes as long as that alone.
 TURN_S = 0.01

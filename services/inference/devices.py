@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from services.inference.loading import Served, ServedClassifier, ServedLanguageModel
+from services.inference.runtimes.openvino import num_streams
 from services.inference.scheduler import DeviceScheduler, Priority
 from services.inference.statistics import ModelStatistics
 from tandem.errors import InvalidRequest
@@ -108,6 +109,11 @@ class Devices:
         """Close all of them."""
         for scheduler in self:
             scheduler.close()
+
+
+def num_workers(device: torch.device) -> int:
+    """Return how many batches may run on `device` beside each other."""
+    return num_streams(torch.get_num_threads()) if device.type == "cpu" else 1
 
 
 def resolve_devices(names: str) -> list[torch.device]:

@@ -1,9 +1,13 @@
-"""One queue and one thread for each device: all work on a device passes through here, in turn.
+"""One queue for each device, and its workers: all work on a device passes through here, in turn.
 
 `admit` bounds what is in the server and refuses what can't be answered in time; `predict` puts images in the queue of
 their model, where calls share batches and large ones are cut; `run` takes any other work, which its callers cut. What
-waits, and what runs next, is plain state in `batching`; here are the thread, the event loops and the clock. A call
-costs one wake-up of the device's thread, and the calls of a batch one wake-up of their event loop together.
+waits, and what runs next, is plain state in `batching`; here are the threads, the event loops and the clock. A call
+costs one wake-up of a worker at most, and the calls of a batch one wake-up of their event loop together.
+
+A GPU has one worker. A CPU has as many as its runtimes have streams: batches then run beside each other on different
+cores, and none waits for another. With two halves of each batch that began together, the core which the event loop was
+not on idled for a quarter of the time.
 """
 
 import asyncio
@@ -12,18 +16,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from services.inference.admission import Limits, Load, Room
-from services.inference.batching import MARGIN, MAX_BATCH, MAX_DELAY_S, Batch, BatchQueue, Job, Lane, Priority, Turn
-from services.inference.calls import Call, Done, Order, Ranked, answer, compute, fail
+from services.inference.batching import MARGIN, MAX_BATCH, MAX_DELAY_S, BatchQueue
+from services.inference.calls import Call, Done, Order, answer, compute, fail
+from services.inference.lanes import Batch, Job, Lane, Priority, Turn
+from services.inference.place import Place, Predicts
 from services.inference.statistics import ModelStatistics, Passage
-from services.inference.text_statistics import TextPassage
 from tandem.errors import DeadlineExceeded, QueueFull, Unavailable
 from tandem.wire.limits import MAX_QUEUE_ITEMS
 
@@ -32,47 +36,6 @@ __all__ = ["MAX_BATCH", "DeviceScheduler", "Done", "Place", "Predicts", "Priorit
 log = logging.getLogger("tandem.inference.scheduler")
 
 T = TypeVar("T")
-
-
-class Predicts(Protocol):
-    """What `predict` needs of a runtime."""
-
-    def predict(self, pixels: Tensor) -> Tensor:
-        """Return logits (B, C) for pixels (B, 3, S, S)."""
-        ...
-
-
-@dataclass(eq=False)
-class Place:
-    """Room in the queue that a call holds; its work has the call's deadline and priority."""
-
-    _scheduler: "DeviceScheduler"
-    load: Load
-    deadline: float | None
-    priority: Priority
-    announced: bool
-    passage: Passage = field(default_factory=Passage)
-
-    def text(self, num_prompt_tokens: int) -> TextPassage:
-        """Return what is to be told of a text that this call writes."""
-        return self.passage.text(num_prompt_tokens)
-
-    async def run(self, work: Callable[[], T], runtime: object = None) -> Done[T]:
-        """See DeviceScheduler.run."""
-        self.passage.asks()
-        return self.passage.returned(await self._scheduler.run(work, self.deadline, self.priority, runtime))
-
-    async def predict(self, runtime: Predicts, pixels: Tensor, joins: bool = False) -> Done[Tensor]:
-        """See DeviceScheduler.predict."""
-        return await self._await_images(runtime, pixels, Order(self.deadline, self.priority, joins))
-
-    async def rank(self, runtime: Predicts, pixels: Tensor, top_k: int, joins: bool = False) -> Done[Ranked]:
-        """Do what `predict` does, and return the `top_k` ≥ 1 classes (or all, if they are fewer) of each image."""
-        return await self._await_images(runtime, pixels, Order(self.deadline, self.priority, joins, top_k))
-
-    async def _await_images(self, runtime: Predicts, pixels: Tensor, order: Order) -> Done[Any]:
-        self.passage.asks()
-        return self.passage.returned(await self._scheduler.await_images(runtime, pixels, order, self))
 
 
 class DeviceScheduler:
@@ -85,10 +48,12 @@ class DeviceScheduler:
         limits: Limits | None = None,
         max_batch: int = MAX_BATCH,
         max_delay_s: float = MAX_DELAY_S,
+        num_workers: int = 1,
     ) -> None:
         self.device = device
         self._room = Room(limits or Limits(items=max_items))
-        self._queue = BatchQueue(max_batch, max_delay_s)
+        self._queue = BatchQueue(max_batch, max_delay_s, num_workers=num_workers)
+        self._backlog = self._queue.backlog
         # A lane lives as long as its runtime does: what is known of it goes with it.
         self._lanes: WeakKeyDictionary[Any, Lane] = WeakKeyDictionary()
         self._other = Lane()
@@ -96,8 +61,10 @@ class DeviceScheduler:
         self._closed = False
         # Seconds of the device that calls have asked for, let in or not, as far as can be told.
         self.asked_s = 0.0
-        self._thread = threading.Thread(target=self._serve, name=f"device-{device}", daemon=True)
-        self._thread.start()
+        names = [f"device-{device}" + (f"-{number}" if number else "") for number in range(num_workers)]
+        self._threads = [threading.Thread(target=self._serve, name=name, daemon=True) for name in names]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def num_items(self) -> int:
@@ -121,9 +88,9 @@ class DeviceScheduler:
         with self._changed:
             num_coming = max(0, self._room.num_items - self._queue.num_waiting)
             lanes = [self._lane(runtime) for runtime in runtimes]
-            waits = (self._queue.wait_s(lane, num_coming, priority, now) for lane in lanes)
+            waits = (self._backlog.wait_s(lane, num_coming, priority, now) for lane in lanes)
             # What takes longer than expected is expected to go on for as long: a stuck device draws no calls.
-            return max(waits, default=0.0) + self._queue.overdue_s(now)
+            return max(waits, default=0.0) + self._backlog.overdue_s(now)
 
     def is_busy(self, runtime: object) -> bool:
         """Return whether calls hold room for `runtime`."""
@@ -195,14 +162,15 @@ class DeviceScheduler:
         deadline: float | None = None,
         priority: Priority = Priority.NORMAL,
         runtime: object = None,
+        beside: bool = False,
     ) -> Done[T]:
-        """Run `work` on the device's thread in its turn; `deadline` is a time.monotonic() value.
+        """Run `work` on a worker in its turn, with the device to itself, or `beside` what others run.
 
-        Its time counts as that of `runtime`, if one is given. Raises DeadlineExceeded if the turn comes too late,
-        Unavailable if the scheduler is closed before, and what `work` raises. Cancelled, it gives up its turn; work
-        that has begun ends by itself.
+        `deadline` is a time.monotonic() value. Its time counts as that of `runtime`, if one is given. Raises
+        DeadlineExceeded if the turn comes too late, Unavailable if the scheduler is closed before, and what `work`
+        raises. Cancelled, it gives up its turn; work that has begun ends by itself.
         """
-        return await self._await(work, None, runtime, Order(deadline, priority), None)
+        return await self._await(work, None, runtime, Order(deadline, priority, beside=beside), None)
 
     async def predict(
         self,
@@ -229,11 +197,12 @@ class DeviceScheduler:
             return not self._queue.is_empty
 
     def close(self) -> None:
-        """Finish the batch that runs, fail what waits with Unavailable, and end the thread."""
+        """Finish the batches that run, fail what waits with Unavailable, and end the threads."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(timeout=5)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=5)
 
     def _enter(
         self,
@@ -247,12 +216,12 @@ class DeviceScheduler:
     ) -> Place:
         now = time.monotonic()
         with self._changed:
-            self.asked_s += sum(self._queue.share_s(self._lane(runtime), num_items) for runtime in runtimes)
+            self.asked_s += sum(self._backlog.share_s(self._lane(runtime), num_items) for runtime in runtimes)
             load = Load(num_items, [self._lane(runtime) for runtime in runtimes], num_bytes, stream)
             statistics = [lane.statistics for lane in load.lanes]
             try:
                 self._check_in_time(load, deadline, priority, now)
-                self._room.enter(load, self._queue.backlog_s(now))
+                self._room.enter(load, self._backlog.all_s(now))
             except (QueueFull, DeadlineExceeded) as error:
                 Passage(statistics).end(0, error)
                 raise
@@ -264,7 +233,7 @@ class DeviceScheduler:
     def _check_in_time(self, load: Load, deadline: float | None, priority: Priority, now: float) -> None:
         if deadline is None or load.stream:
             return
-        wait_s = max((self._queue.wait_s(lane, load.num_items, priority, now) for lane in load.lanes), default=0.0)
+        wait_s = max((self._backlog.wait_s(lane, load.num_items, priority, now) for lane in load.lanes), default=0.0)
         if wait_s and now + MARGIN * wait_s > deadline:
             self._room.refuse("deadline")
             raise _refused(wait_s, deadline - now)
@@ -276,32 +245,39 @@ class DeviceScheduler:
             for lane in place.load.lanes:
                 lane.num_announced -= 1
                 if not lane.num_announced and any(lane.waiting):
-                    self._changed.notify()
+                    self._wake_one()
 
     def _lane(self, runtime: object) -> Lane:
         if runtime is None:
             return self._other
         # Not by setdefault: a lane that is made to be thrown away was a tenth of what a call costs the event loop.
         if (lane := self._lanes.get(runtime)) is None:
-            lane = self._lanes[runtime] = Lane()
+            lane = self._lanes[runtime] = Lane(beside_from=getattr(runtime, "beside_from", 0))
         return lane
+
+    def _wake_one(self) -> None:
+        """Wake a worker, with the lock held, if one may begin something; whoever ends a batch looks by itself."""
+        if self._backlog.num_idle:
+            self._changed.notify()
 
     async def _await(
         self, work: Callable[..., Any], pixels: Tensor | None, runtime: object, order: Order, place: Place | None
     ) -> Done[Any]:
         loop = asyncio.get_running_loop()
-        call = Call(work, pixels, loop.create_future(), loop, order.top_k)
+        beside = getattr(runtime, "predict_beside", None)
+        call = Call(work, pixels, loop.create_future(), loop, order.top_k, beside)
         num_items = 1 if pixels is None else pixels.shape[0]
         kind = tuple(pixels.shape[1:]) if order.joins and pixels is not None else None
         with self._changed:
             if self._closed:
                 raise _stopping()
             lane = self._lane(runtime)
-            job = Job(lane, num_items, call, order.priority, order.deadline, kind, whole=pixels is not None)
-            self._queue.submit(job, time.monotonic())
+            job = Job(lane, num_items, call, order.priority, order.deadline, kind, pixels is not None, order.beside)
+            is_due = self._queue.submit(job, time.monotonic())
             if place is not None:
                 self._arrived(place)
-            self._changed.notify()
+            if is_due:
+                self._changed.notify()
         try:
             return await call.future
         except asyncio.CancelledError:
@@ -325,6 +301,7 @@ class DeviceScheduler:
             # Also if the thread itself fails: nobody is to wait for it for ever.
             with self._changed:
                 self._closed = True
+                self._changed.notify_all()
                 left = self._queue.drain()
             if batch is not None:
                 left += [part.job for part in batch.parts]
@@ -338,6 +315,8 @@ class DeviceScheduler:
                 now = time.monotonic()
                 for _ in turn.late if turn is not None else ():
                     self._room.refuse("late")
+                if turn is not None and not self._queue.is_empty:
+                    self._wake_one()
             if turn is None:
                 return None
             for job in turn.late:
@@ -361,9 +340,9 @@ class DeviceScheduler:
         except Exception as failure:  # noqa: BLE001 - it belongs to the callers, who get it
             error = _out_of_memory(failure) if isinstance(failure, torch.OutOfMemoryError | MemoryError) else failure
         ended_at = time.monotonic()
-        for part in batch.parts:
-            part.job.payload.compute_s += ended_at - batch.started_at
         with self._changed:
+            for part in batch.parts:
+                part.job.payload.computed(batch.started_at, ended_at)
             ended = self._queue.finish(batch, ended_at, failed=error is not None)
         try:
             if error is None:

@@ -28,9 +28,10 @@ from grpc_reflection.v1alpha import reflection
 
 from services.inference.authorization import Authorization
 from services.inference.boundary import Boundary
+from services.inference.collection import freeze_imports
 from services.inference.counts import LoadCounts
 from services.inference.decoding import Decoder
-from services.inference.devices import Devices, resolve_devices
+from services.inference.devices import Devices, num_workers, resolve_devices
 from services.inference.draining import drain, patience
 from services.inference.engine import Engine
 from services.inference.health import SERVICE, HealthBoard
@@ -46,12 +47,14 @@ from services.inference.listening import (
 )
 from services.inference.loading import Served, ServedClassifier, ServedLanguageModel, load, needed_bytes
 from services.inference.memory import MemoryBudget, default_budget
+from services.inference.niceness import give_way
 from services.inference.observation import Observer
 from services.inference.oip.servicer import SERVICE as OPEN_INFERENCE
 from services.inference.oip.servicer import OpenInferenceServicer
 from services.inference.reflection import Pools
 from services.inference.registry import NUM_LOADERS, ServingRegistry, Wiring
-from services.inference.runtimes.selection import RuntimeSelector
+from services.inference.runtimes.openvino import MODULES as OPENVINO_MODULES
+from services.inference.runtimes.selection import RuntimeSelector, engines
 from services.inference.scheduler import DeviceScheduler
 from services.inference.servicers import InferenceServicer, ModelsServicer
 from services.inference.shadows import Shadows
@@ -128,8 +131,9 @@ async def _engine(settings: Settings) -> AsyncIterator[Engine]:
     for device in selectors:
         configure_device(device)
     volume = Volume(settings.home)
-    devices, decoder = Devices([DeviceScheduler(device) for device in named]), Decoder()
-    loads, loaders = LoadCounts(), ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="load")
+    devices = Devices([DeviceScheduler(device, num_workers=num_workers(device)) for device in named])
+    decoder = Decoder()
+    loads, loaders = LoadCounts(), ThreadPoolExecutor(NUM_LOADERS, "load", initializer=give_way)
     wiring = Wiring(
         load=lambda located: loads.count(
             _load_warm(loaders, devices, [selectors[device] for device in named], volume, located)
@@ -239,6 +243,7 @@ async def _background(engine: Engine, settings: Settings, health: HealthBoard, s
 
 async def serve(settings: Settings, port_file: Path | None, allow_insecure: bool) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once."""
+    freeze_imports(_imported_later(settings))
     async with running_server(settings, allow_insecure) as running:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -254,6 +259,14 @@ async def serve(settings: Settings, port_file: Path | None, allow_insecure: bool
         where = ", ".join(running.engine.devices.names())
         log.info("serving %s on %s, with %s for models", settings.home, where, room)
         await running.stop.wait()
+
+
+def _imported_later(settings: Settings) -> tuple[str, ...]:
+    """Return the modules that the first model would import."""
+    with contextlib.suppress(InvalidRequest):
+        tried = engines(resolve_devices(settings.device)[0], settings.engine, settings.precision)
+        return OPENVINO_MODULES if "openvino" in tried else ()
+    return ()
 
 
 def _stop(stop: asyncio.Event, number: int) -> None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from services.inference.batching import Priority
 from services.inference.callers import priority_in
+from services.inference.lanes import Priority
 from services.inference.refusing import refusing
 from tandem.errors import InvalidRequest, QueueFull
 

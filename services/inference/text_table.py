@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from services.inference.batching import PROMOTE_AFTER_S, Priority
+from services.inference.lanes import PROMOTE_AFTER_S, Priority
 from services.inference.runtimes.interface import LanguageRuntime
 from tandem.errors import DeadlineExceeded, QueueFull, TandemError
 from tandem.models.decoding import PREFILL_TOKENS, Drawn, Text

@@ -18,6 +18,8 @@ T = TypeVar("T")
 def run_in_turn(scheduler: DeviceScheduler, loop: asyncio.AbstractEventLoop, work: Callable[[], T]) -> T:
     """Run `work` on the device of `scheduler` after all that is more urgent, and return what it returned.
 
+    Beside what other workers run: alone it would have them all stop for it, some twenty times a load.
+
     For threads that are not the event loop's, which must go on. On a device that has failed it is run here. Raises what
     `work` does, and Unavailable where the server stops.
     """
@@ -25,7 +27,7 @@ def run_in_turn(scheduler: DeviceScheduler, loop: asyncio.AbstractEventLoop, wor
         return work()
     if loop.is_closed():
         raise Unavailable(_STOPPING)
-    asked = asyncio.run_coroutine_threadsafe(scheduler.run(work, priority=Priority.LOW), loop)
+    asked = asyncio.run_coroutine_threadsafe(scheduler.run(work, priority=Priority.LOW, beside=True), loop)
     while True:
         try:
             return asked.result(_LOOK_S).value

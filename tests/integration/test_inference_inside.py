@@ -14,11 +14,11 @@ from factories import png, publish_classifier, publish_language_model, write_ima
 from waiting import PATIENCE_S, held, until
 
 from services.inference import compare_dataset as comparing
-from services.inference.batching import Priority
 from services.inference.boundary import Boundary
 from services.inference.classify import off_the_loop
 from services.inference.decode_threads import DecodeThreads
 from services.inference.engine import Engine
+from services.inference.lanes import Priority
 from services.inference.loading import ServedClassifier
 from services.inference.server import Running, running_server
 from services.inference.servicers import InferenceServicer

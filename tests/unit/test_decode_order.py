@@ -10,10 +10,10 @@ import torch
 from factories import png
 from waiting import PATIENCE_S, until
 
-from services.inference.batching import PROMOTE_AFTER_S, Priority
 from services.inference.decode_order import CallInOrder, DecodeOrder
 from services.inference.decode_threads import DecodeThreads, Group
 from services.inference.decoding import Decoder
+from services.inference.lanes import PROMOTE_AFTER_S, Priority
 from tandem.checkpoints.card import Preprocessing
 
 HIGH, NORMAL, LOW = Priority

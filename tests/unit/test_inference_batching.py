@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.admission import Limits, Load, Room
-from services.inference.batching import Batch, BatchQueue, Job, Lane, Part, Priority
+from services.inference.batching import BatchQueue
 from services.inference.estimates import MAX_AGE_S, DurationFit
+from services.inference.lanes import Batch, Job, Lane, Part, Priority
 from tandem.errors import QueueFull
 
 MAX_BATCH, MAX_DELAY_S, PROMOTE_AFTER_S = 8, 0.01, 1.0
@@ -16,14 +17,15 @@ A_S, B_S = 0.004, 0.002
 
 
 class Device:
-    """Runs what the queue says, one batch at a time, and checks each."""
+    """Runs what the queue says on so many workers, and checks each batch; the first two lanes may run beside others."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_workers: int = 1, beside_from: int = 0) -> None:
         self.now = 100.0
-        self.queue = BatchQueue(MAX_BATCH, MAX_DELAY_S, PROMOTE_AFTER_S)
-        self.lanes = [Lane(), Lane(), Lane()]
+        self.queue = BatchQueue(MAX_BATCH, MAX_DELAY_S, PROMOTE_AFTER_S, num_workers)
+        self.lanes = [Lane(beside_from=beside_from), Lane(beside_from=beside_from), Lane()]
         self.jobs: list[Job] = []
-        self.running: Batch | None = None
+        self.running: list[Batch] = []
+        self.num_workers = num_workers
         self.ends: Counter[Job] = Counter()
         self.answered: list[Job] = []
         self.begun: list[Job] = []
@@ -49,8 +51,8 @@ class Device:
         self.queue.cancel(job)
 
     def turn(self) -> Batch | None:
-        """Start the next batch, if the device is free and there is one."""
-        if self.running is not None:
+        """Start the next batch, if a worker is free and there is one."""
+        if len(self.running) == self.num_workers:
             return None
         turn = self.queue.next_turn(self.now)
         for job in turn.late:
@@ -58,15 +60,16 @@ class Device:
             self.ends[job] += 1
         if turn.batch is not None:
             self._check(turn.batch)
+            self.running.append(turn.batch)
         elif turn.due_at is None:
-            assert self.queue.num_waiting == 0, "an idle device has work, and nothing will wake it"
+            assert self.running or self.queue.num_waiting == 0, "an idle device has work, and nothing will wake it"
         else:
             assert self.now < turn.due_at <= self.now + MAX_DELAY_S
-        self.running = turn.batch
         return turn.batch
 
     def _check(self, batch: Batch) -> None:
-        assert 1 <= batch.num_items <= MAX_BATCH
+        assert 1 <= batch.num_items <= MAX_BATCH // (1 if batch.alone else self.num_workers)
+        assert not self.running or not (batch.alone or self.running[0].alone), "what needs the whole device shares it"
         assert len({part.job.kind for part in batch.parts}) == 1
         assert len(batch.parts) == 1 or batch.parts[0].job.kind is not None
         for part in batch.parts:
@@ -84,20 +87,20 @@ class Device:
         return self._parts[job]
 
     def finish(self, failed: bool = False) -> None:
-        if self.running is None:
+        if not self.running:
             return
-        self.now += A_S + B_S * self.running.num_items
-        for job in self.queue.finish(self.running, self.now, failed):
+        batch = self.running.pop(0)
+        self.now += A_S + B_S * batch.num_items
+        for job in self.queue.finish(batch, self.now, failed):
             self.ends[job] += 1
             assert failed or sum(part.end - part.first for part in self.parts_of(job)) == job.num_items
             self.answered.append(job)
-        self.running = None
 
     def run_all(self) -> list[list[int]]:
         """Run until nothing waits; return the numbers of the jobs in each batch."""
         batches: list[list[int]] = []
         for _ in range(10_000):
-            if (batch := self.turn()) is None and self.queue.num_waiting == 0:
+            if (batch := self.turn()) is None and self.queue.num_waiting == 0 and not self.running:
                 return batches
             if batch is not None:
                 batches.append([part.job.payload for part in batch.parts])
@@ -146,18 +149,23 @@ def play(device: Device, op: tuple) -> None:  # type: ignore[type-arg]
         device.finish(arguments[0])
 
 
-@settings(max_examples=400, deadline=None)
-@given(Ops)
-def test_whatever_happens_in_whatever_order_every_job_ends_once(ops: list[tuple]) -> None:  # type: ignore[type-arg]
-    device = Device()
+Devices = st.sampled_from([(1, 0), (1, 4), (2, 4), (2, 1), (4, 3)])
+
+
+@settings(max_examples=600, deadline=None)
+@given(Devices, Ops)
+def test_whatever_happens_in_whatever_order_every_job_ends_once(
+    shape: tuple[int, int],
+    ops: list[tuple],  # type: ignore[type-arg]
+) -> None:
+    device = Device(*shape)
     for op in ops:
         play(device, op)
         waiting = sum(job.num_items - job.num_taken for job in device.jobs if job.waits)
         assert device.queue.num_waiting == waiting
-    device.finish()
     device.run_all()
     assert all(device.ends[job] == 1 for job in device.jobs)
-    assert not device.queue._active
+    assert not device.queue.backlog.active
     assert all(not any(lane.num_waiting) and not any(lane.waiting) for lane in device.lanes)
     for lane in device.lanes:
         for priority in Priority:
@@ -166,12 +174,16 @@ def test_whatever_happens_in_whatever_order_every_job_ends_once(ops: list[tuple]
 
 
 @settings(max_examples=100, deadline=None)
-@given(Ops)
-def test_drained_it_is_empty_and_each_job_has_ended_once(ops: list[tuple]) -> None:  # type: ignore[type-arg]
-    device = Device()
+@given(Devices, Ops)
+def test_drained_it_is_empty_and_each_job_has_ended_once(
+    shape: tuple[int, int],
+    ops: list[tuple],  # type: ignore[type-arg]
+) -> None:
+    device = Device(*shape)
     for op in ops:
         play(device, op)
-    device.finish()
+    while device.running:
+        device.finish()
     for job in device.queue.drain():
         device.ends[job] += 1
     assert all(device.ends[job] == 1 for job in device.jobs)
@@ -277,14 +289,14 @@ def test_the_estimate_counts_what_runs_what_is_ahead_and_the_others_share() -> N
     device = Device()
     learned(device)
     lane, full_s = device.lanes[0], A_S + B_S * MAX_BATCH
-    assert device.queue.wait_s(lane, 8, Priority.NORMAL, device.now) == pytest.approx(full_s)
+    assert device.queue.backlog.wait_s(lane, 8, Priority.NORMAL, device.now) == pytest.approx(full_s)
     device.submit(0, 16)
     device.turn()
     device.submit(1, 80)
     # The rest of the batch that runs, eight images ahead and eight of its own; the other model gets as long.
-    assert device.queue.wait_s(lane, 8, Priority.NORMAL, device.now) == pytest.approx(5 * full_s)
-    assert device.queue.wait_s(lane, 8, Priority.HIGH, device.now) == pytest.approx(2 * full_s)
-    assert device.queue.backlog_s(device.now) == pytest.approx(12 * full_s)
+    assert device.queue.backlog.wait_s(lane, 8, Priority.NORMAL, device.now) == pytest.approx(5 * full_s)
+    assert device.queue.backlog.wait_s(lane, 8, Priority.HIGH, device.now) == pytest.approx(2 * full_s)
+    assert device.queue.backlog.all_s(device.now) == pytest.approx(12 * full_s)
 
 
 def test_what_would_be_late_is_dropped_when_its_turn_comes_not_computed() -> None:
@@ -396,13 +408,82 @@ def test_the_hint_is_the_time_until_there_is_room() -> None:
 
 def test_what_runs_longer_than_expected_is_overdue() -> None:
     queue, lane = BatchQueue(), Lane()
-    assert queue.overdue_s(0.0) == 0.0
+    assert queue.backlog.overdue_s(0.0) == 0.0
     queue.submit(Job(lane, 1), 0.0)
     batch = queue.next_turn(0.0).batch
     assert batch is not None
-    assert queue.overdue_s(3.0) == 3.0, "nothing was expected yet"
+    assert queue.backlog.overdue_s(3.0) == 3.0, "nothing was expected yet"
     queue.finish(batch, 4.0)
     queue.submit(Job(lane, 1), 5.0)
     assert queue.next_turn(5.0).batch is not None
-    assert queue.overdue_s(8.0) == 0.0
-    assert queue.overdue_s(11.0) == pytest.approx(2.0)
+    assert queue.backlog.overdue_s(8.0) == 0.0
+    assert queue.backlog.overdue_s(11.0) == pytest.approx(2.0)
+
+
+def test_workers_share_what_waits_and_none_waits_for_another() -> None:
+    device = Device(num_workers=2, beside_from=4)
+    jobs = [device.submit(0) for _ in range(7)]
+    first, second = device.turn(), device.turn()
+    assert first is not None
+    assert second is not None
+    assert (first.num_items, second.num_items, first.alone) == (4, 3, False)
+    late = [device.submit(0) for _ in range(4)]
+    device.finish()
+    # The other still runs; half a full batch is enough.
+    third = device.turn()
+    assert third is not None
+    assert len(device.running) == 2
+    assert third.num_items == 4
+    device.run_all()
+    assert all(device.ends[job] == 1 for job in [*jobs, *late])
+
+
+def test_a_few_have_the_whole_device_if_it_is_idle_and_beside_others_wait_a_little_for_more() -> None:
+    device = Device(num_workers=2, beside_from=4)
+    device.submit(0, 3)
+    batch = device.turn()
+    assert batch is not None
+    assert batch.alone
+    device.finish()
+    device.submit(0, 4)
+    device.turn()
+    device.turn()
+    device.finish()
+    assert len(device.running) == 1
+    device.submit(0)
+    assert device.turn() is None
+    device.now += MAX_DELAY_S
+    alone = device.turn()
+    assert alone is not None
+    assert not alone.alone
+
+
+def test_what_needs_the_whole_device_is_not_overtaken_while_others_end() -> None:
+    device = Device(num_workers=2, beside_from=4)
+    device.submit(0, 8)
+    device.turn()
+    device.turn()
+    whole = device.submit(2, kind=None)
+    device.finish()
+    device.submit(0, 8)
+    assert device.turn() is None
+    device.finish()
+    batch = device.turn()
+    assert batch is not None
+    assert batch.alone
+    assert batch.parts[0].job is whole
+
+
+def test_what_needs_one_worker_runs_beside_the_others_batches() -> None:
+    device = Device(num_workers=2, beside_from=4)
+    device.submit(0, 4)
+    device.turn()
+    device.turn()
+    device.finish()
+    job = Job(device.lanes[2], 1, "trial", Priority.LOW, beside=True)
+    device.jobs.append(job)
+    device.queue.submit(job, device.now)
+    batch = device.turn()
+    assert batch is not None
+    assert len(device.running) == 2
+    assert batch.parts[0].job is job

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -97,6 +98,22 @@ def test_openvino_gives_a_row_the_same_bits_at_any_size_place_and_among_any_neig
         rows = torch.randint(0, 33, (size,), generator=generator)
         assert torch.equal(runtime.predict(pixels[:size]), alone[:size]), f"the first {size} differ"
         assert torch.equal(runtime.predict(pixels[rows]), alone[rows]), f"{size} drawn ones differ"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_openvino_gives_the_same_bits_beside_other_batches(precision: Precision) -> None:
+    runtime, pixels = openvino_of(GraphCache(), network_of("resnet18", 64), 64, precision), images(40, 64)
+    whole = runtime.predict(pixels)
+    assert (runtime.beside_from, max(runtime.beside_sizes)) == (4, 16)
+    for size in runtime.beside_sizes:
+        on_streams = runtime.on_each_stream(pixels[:size])
+        assert len(on_streams) == 2
+        assert all(torch.equal(each, whole[:size]) for each in on_streams)
+    generator = torch.Generator().manual_seed(4)
+    rows = [torch.randint(0, 40, (int(size),), generator=generator) for size in torch.randint(1, 17, (60,))]
+    with ThreadPoolExecutor(2) as workers:
+        answers = list(workers.map(lambda each: runtime.predict_beside(pixels[each]), rows))
+    assert all(torch.equal(answer, whole[each]) for answer, each in zip(answers, rows, strict=True))
 
 
 def test_openvino_takes_weights_over_into_a_graph_of_the_same_structure(monkeypatch: pytest.MonkeyPatch) -> None:

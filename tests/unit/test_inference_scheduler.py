@@ -371,3 +371,86 @@ async def test_the_best_classes_hang_on_no_neighbour_not_even_where_they_are_equ
         assert answer.indices.shape == (size, min(top_k, 300))
         assert torch.equal(answer.indices, by_itself.indices)
         assert torch.equal(answer.probabilities, by_itself.probabilities)
+
+
+class Halves(Doubler):
+    """A runtime whose batches may run beside each other; those wait until `at_once` of them run."""
+
+    beside_from, beside_sizes = 4, tuple(range(1, 17))
+
+    def __init__(self, at_once: int = 1) -> None:
+        super().__init__()
+        self._barrier = threading.Barrier(at_once)
+        self.threads: set[str] = set()
+
+    def predict_beside(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.threads.add(threading.current_thread().name)
+        self._barrier.wait(60)
+        if bool((pixels < 0).any()):
+            raise ValueError("bad pixels")
+        return self.predict(pixels)
+
+    def on_each_stream(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        return [self.predict(pixels)] * 2
+
+
+@pytest.fixture
+def pair() -> Iterator[DeviceScheduler]:
+    scheduler = DeviceScheduler(torch.device("cpu"), num_workers=2)
+    yield scheduler
+    scheduler.close()
+
+
+async def test_batches_run_beside_each_other_and_each_call_gets_its_rows_in_order(pair: DeviceScheduler) -> None:
+    runtime = Halves(at_once=2)
+    pixels = torch.arange(4 * MAX_BATCH).reshape(-1, 1)
+    done = await pair.predict(runtime, pixels, joins=True)
+    assert torch.equal(done.value, pixels * 2)
+    assert runtime.threads == {"device-cpu", "device-cpu-1"}
+    assert max(runtime.sizes) == MAX_BATCH // 2
+
+
+async def test_what_needs_the_device_to_itself_waits_for_both_workers(pair: DeviceScheduler) -> None:
+    # The third is this test.
+    runtime, running = Halves(at_once=3), []
+    call = asyncio.create_task(pair.predict(runtime, torch.ones(8, 1), joins=True))
+    await until(lambda: len(pair._backlog.running) == 2)
+    alone = asyncio.create_task(pair.run(lambda: running.extend(pair._backlog.running)))
+    await asyncio.sleep(0.01)
+    assert not running
+    await asyncio.to_thread(runtime._barrier.wait, 60)
+    await asyncio.gather(call, alone)
+    assert [batch.alone for batch in running] == [True]
+
+
+async def test_one_worker_s_error_is_that_of_its_calls(pair: DeviceScheduler) -> None:
+    runtime = Halves(at_once=2)
+    good, bad = torch.ones(4, 1), -torch.ones(4, 1)
+    answers = await asyncio.gather(
+        pair.predict(runtime, good, joins=True), pair.predict(runtime, bad, joins=True), return_exceptions=True
+    )
+    assert isinstance(answers[1], ValueError)
+    assert not isinstance(answers[0], BaseException)
+    assert torch.equal(answers[0].value, good * 2)
+
+
+async def test_work_that_runs_beside_others_takes_one_worker(pair: DeviceScheduler) -> None:
+    gate = Gate()
+    held = asyncio.create_task(pair.run(gate, beside=True))
+    await until(gate.entered.is_set)
+    pixels = torch.ones(6, 1)
+    assert torch.equal((await pair.predict(Halves(), pixels, joins=True)).value, pixels * 2)
+    gate.opened.set()
+    assert (await held).value == "opened"
+
+
+async def test_a_thousand_calls_on_two_workers_are_each_answered_once(pair: DeviceScheduler) -> None:
+    runtime = Halves()
+
+    async def one(number: int) -> None:
+        pixels = torch.full((1 + number % 5, 1), float(number))
+        assert torch.equal((await pair.predict(runtime, pixels, joins=True)).value, pixels * 2)
+
+    await asyncio.gather(*(one(number) for number in range(1000)))
+    assert pair.num_waiting == 0
+    assert not pair._backlog.running

@@ -14,6 +14,7 @@ from services.inference.runtimes.check import TOLERANCE, Refused, check, check_p
 from services.inference.runtimes.eager import EagerClassifier
 from services.inference.runtimes.interface import ClassifierRuntime
 from services.inference.runtimes.selection import RuntimeSelector, shared_copy
+from services.inference.runtimes.turns import InTurns, at_once
 from tandem.checkpoints.card import Preprocessing
 from tandem.errors import CheckpointCorrupt, InvalidRequest
 from tandem.models.devices import resolve_precision
@@ -50,13 +51,37 @@ class Fake:
 
 
 def checked(runtime: ClassifierRuntime, on_cpu: bool = True) -> float:
-    return check(runtime, EagerClassifier(network(), PREPROCESSING, CPU).predict(PIXELS), PIXELS, on_cpu).largest
+    expected = EagerClassifier(network(), PREPROCESSING, CPU).predict(PIXELS)
+    return check(InTurns(runtime, at_once), expected, PIXELS, on_cpu).largest
 
 
 def test_the_same_answers_pass_and_the_drift_is_measured() -> None:
     assert checked(Fake(lambda logits: logits)) == 0
     shift = torch.tensor([2e-5, 0, 0, 0, 0])
     assert 1e-6 < checked(Fake(lambda logits: logits + shift)) <= TOLERANCE
+
+
+class FakeBeside(Fake):
+    """Runs batches beside each other, and adds `error` to those of `size`."""
+
+    beside_from, beside_sizes = 4, (1, 2, 3)
+
+    def __init__(self, size: int, error: float) -> None:
+        super().__init__(lambda logits: logits)
+        self._size, self._error = size, error
+
+    def predict_beside(self, pixels: Tensor) -> Tensor:
+        return self.predict(pixels) + (self._error if len(pixels) == self._size else 0.0)
+
+    def on_each_stream(self, pixels: Tensor) -> list[Tensor]:
+        return [self.predict(pixels), self.predict_beside(pixels)]
+
+
+def test_what_runs_beside_others_has_the_same_bits_at_each_size_or_is_refused() -> None:
+    assert checked(FakeBeside(2, 0.0)) == 0
+    for size in (1, 3):
+        with pytest.raises(Refused, match=f"in a batch of {size} beside others differ"):
+            checked(FakeBeside(size, 1e-6))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import random
 import pytest
 from text_models import WORDS, Model
 
-from services.inference.batching import PROMOTE_AFTER_S, Priority
+from services.inference.lanes import PROMOTE_AFTER_S, Priority
 from services.inference.text_table import LiveText, TextTable
 from tandem.errors import CheckpointCorrupt, DeadlineExceeded, QueueFull
 from tandem.models.decoding import PREFILL_TOKENS, Text

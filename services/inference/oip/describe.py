@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import tandem
-from services.inference.batching import MAX_BATCH, MAX_DELAY_S, Priority
+from services.inference.batching import MAX_BATCH, MAX_DELAY_S
 from services.inference.durations import Total
+from services.inference.lanes import Priority
 from services.inference.loading import Served, ServedClassifier, version_of
 from services.inference.oip.classifiers import IMAGE, LOGITS, PIXELS, PROBABILITIES
 from services.inference.oip.texts import PROMPT, TEXT

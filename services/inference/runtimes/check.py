@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.inference.runtimes.interface import ClassifierRuntime
+from services.inference.runtimes.turns import InTurns
 
 TOLERANCE = 1e-5
 NUM_IMAGES = 32
@@ -51,21 +51,30 @@ def check_pixels(image_size: int) -> Tensor:
     return torch.cat([noise, flat, (scenes - low) / (high - low)]).mul(255).round().to(torch.uint8)
 
 
-def check(runtime: ClassifierRuntime, expected: Tensor, pixels: Tensor, on_cpu: bool) -> Drift:
+def check(runtime: InTurns, expected: Tensor, pixels: Tensor, on_cpu: bool) -> Drift:
     """Return how far `runtime` is from `expected`, eager's logits (N, C) for pixels; raise Refused if it is too far."""
     logits = runtime.predict(pixels)
     if logits.shape != expected.shape or not bool(logits.isfinite().all()):
         raise Refused(f"its logits are not finite numbers of the shape {tuple(expected.shape)}")
-    for size in _BATCH_SIZES:
+    # Larger ones run on streams where there are such.
+    for size in (size for size in _BATCH_SIZES if size < (runtime.beside_from or len(logits) + 1)):
         _check_neighbours(runtime, logits, pixels, size, on_cpu)
+    for size in runtime.beside_sizes:
+        _check_streams(runtime, logits, pixels, size)
     return _drift(runtime.dtype, logits, expected)
 
 
-def _check_neighbours(runtime: ClassifierRuntime, logits: Tensor, pixels: Tensor, size: int, on_cpu: bool) -> None:
+def _check_neighbours(runtime: InTurns, logits: Tensor, pixels: Tensor, size: int, on_cpu: bool) -> None:
     # The last rows come first here: another place and other neighbours than in the whole.
     alone, among = runtime.predict(pixels[-size:]), logits[-size:]
     if on_cpu and not torch.equal(alone, among):
         raise Refused(f"its answers in a batch of {size} differ from those in a batch of {len(logits)}")
+
+
+def _check_streams(runtime: InTurns, logits: Tensor, pixels: Tensor, size: int) -> None:
+    """Raise Refused where a stream has other bits; each has then run a batch of `size`, and is ready for the next."""
+    if any(not torch.equal(each, logits[-size:]) for each in runtime.on_each_stream(pixels[-size:])):
+        raise Refused(f"its answers in a batch of {size} beside others differ from those in a batch of {len(logits)}")
 
 
 def _drift(dtype: str, logits: Tensor, expected: Tensor) -> Drift:

@@ -1,6 +1,6 @@
-"""What the server asks of a runtime; all calls come from the one thread of its device, or one that it waits for."""
+"""What the server asks of a runtime; calls come from the workers of its device, one at a time but for `RunsBeside`."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,6 +22,23 @@ class ClassifierRuntime(Protocol):
 
     def warm(self) -> None:
         """Run once; raise CheckpointCorrupt if the answer is not finite."""
+        ...
+
+
+@runtime_checkable
+class RunsBeside(Protocol):
+    """What a classifier's runtime also has if batches of it may run beside each other, from `beside_from` images on."""
+
+    beside_from: int
+    # Of the batches that it is to be made ready for.
+    beside_sizes: tuple[int, ...]
+
+    def predict_beside(self, pixels: Tensor) -> Tensor:
+        """Do what `predict` does on a share of the device, while other workers do so on theirs; the bits are equal."""
+        ...
+
+    def on_each_stream(self, pixels: Tensor) -> list[Tensor]:
+        """Return the logits of `pixels` from each share of the device, computed at once."""
         ...
 
 

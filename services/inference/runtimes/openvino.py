@@ -4,7 +4,8 @@ An image's logits don't depend on its batch: measured over batches of 1 to 33, f
 networks at 64 px (2 cores with AVX-512 and AMX, OpenVINO 2026.4, float32 and bfloat16), every row is equal to
 the bit, also where eager torch keeps a rest (ConvNeXt, Swin, EfficientNet), and on one thread as on two. The batch
 size is left open in the graph: a graph fixed to one size is no more than 0.1 ms faster. The first batch of each size
-builds its kernels (5 to 15 ms), so batches are filled up to SIZES, each of which the check on load has run.
+builds its kernels (5 to 15 ms), so the check on load runs each size on each stream; where there is one stream only,
+batches are filled up to SIZES.
 
 The network is traced by TorchScript and handed to OpenVINO's frontend. `openvino.convert_model` does the same and then
 0.6 s of transformations (with the interpreter's lock held for up to 0.2 s) that compiling does again: the compiled
@@ -14,10 +15,11 @@ swap under load does not notice. Through torch.export the same takes 2 s, and 8 
 """
 
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,12 +36,15 @@ if TYPE_CHECKING:
 # Up to 8 exact; above, three images of fill are at most a fifth of the work.
 SIZES = (*range(1, 9), *range(12, 33, 4))
 
-# From so many images on a batch is cut, and each stream computes a part by itself: for fewer, all threads share each
-# layer, which is quicker alone (ResNet-18, 2 cores: one image 3.0 ms against 5.8), but has them wait for one another at
-# each. On cores that others use too, by 0.4 of one, cut batches of 8 to 32 are 1.1 to 1.4 times as fast, and on idle
-# ones 1.03 to 1.25 times (n = 2).
+# From so many images on batches are cut, and run beside each other on streams of their own: for fewer, all threads
+# share each layer, which is quicker alone (ResNet-18, 2 cores: one image 3.0 ms against 5.8), but has them wait for one
+# another at each. On cores that others use too, by 0.4 of one, cut batches of 8 to 32 are 1.1 to 1.4 times as fast, and
+# on idle ones 1.03 to 1.25 times (n = 2).
 _CUT_FROM = 4
 _MAX_STREAMS = 4
+
+# What is imported of it when the first classifier is built.
+MODULES = ("openvino.frontend.pytorch.ts_decoder", "openvino.op")
 
 # Weights in the graph are called as in the traced module, with this before the name.
 _OWN = "self."
@@ -64,31 +69,61 @@ class OpenVinoClassifier:
         self._graph = graph
         self._image_size = image_size
         self._request = _compile(graph, precision, num_threads, 1).create_infer_request()
-        num_streams = min(num_threads, _MAX_STREAMS)
-        streams = _compile(graph, precision, num_threads, num_streams) if num_streams > 1 else None
-        self._streams = [streams.create_infer_request() for _ in range(num_streams)] if streams is not None else []
+        count = num_streams(num_threads)
+        self.beside_from = _CUT_FROM if count > 1 else 0
+        # What the workers of a device share of a full batch, and none is filled up: three images are a quarter of nine.
+        self.beside_sizes = tuple(range(1, SIZES[-1] // count + 1))
+        streams = _compile(graph, precision, num_threads, count) if count > 1 else None
+        self._streams = [streams.create_infer_request() for _ in range(count)] if streams is not None else []
+        # Each part of a batch that is cut has one of `beside_sizes`, which need no filling up.
+        self._sizes = range(1, SIZES[-1] + 1) if count > 1 else SIZES
+        self._free = deque(streams.create_infer_request() for _ in range(count)) if streams is not None else deque()
 
     def predict(self, pixels: Tensor) -> Tensor:
         """Return logits float32 (B, C) for pixels uint8 (B, 3, S, S), B ≥ 1."""
-        return in_buckets(pixels, SIZES, self._run)
+        return in_buckets(pixels, self._sizes, self._run)
+
+    def predict_beside(self, pixels: Tensor) -> Tensor:
+        """Do what `predict` does, on one stream, while others do the same on theirs."""
+        request = self._free.pop()
+        try:
+            return in_buckets(pixels, self.beside_sizes, partial(_infer, request))
+        finally:
+            self._free.append(request)
+
+    def on_each_stream(self, pixels: Tensor) -> list[Tensor]:
+        """Return the logits of `pixels` from every stream, at once; B is one of `beside_sizes`."""
+        array = pixels.contiguous().numpy()
+        return [torch.from_numpy(logits) for logits in self._beside_each_other([array] * len(self._streams))]
 
     def _run(self, pixels: Tensor) -> Tensor:
-        array = pixels.contiguous().numpy()
-        if not self._streams or len(array) < _CUT_FROM:
-            answers = self._request.infer([array], share_inputs=True, share_outputs=True)
-            # What comes back is the request's own memory, overwritten by the next batch.
-            return torch.from_numpy(answers[0].copy())
-        parts = np.array_split(array, min(len(self._streams), len(array) // 2))
-        requests = self._streams[: len(parts)]
-        for request, part in zip(requests, parts, strict=True):
-            request.start_async([part], share_inputs=True)
+        if not self._streams or len(pixels) < _CUT_FROM:
+            return _infer(self._request, pixels)
+        parts = np.array_split(pixels.contiguous().numpy(), min(len(self._streams), len(pixels) // 2))
+        return torch.from_numpy(np.concatenate(self._beside_each_other(parts)))
+
+    def _beside_each_other(self, arrays: Sequence["np.ndarray[Any, Any]"]) -> list["np.ndarray[Any, Any]"]:
+        requests = self._streams[: len(arrays)]
+        for request, array in zip(requests, arrays, strict=True):
+            request.start_async([array], share_inputs=True)
         for request in requests:
             request.wait()
-        return torch.from_numpy(np.concatenate([request.get_output_tensor().data for request in requests]))
+        return [request.get_output_tensor().data.copy() for request in requests]
 
     def warm(self) -> None:
         """Run once; raise CheckpointCorrupt if the answer is not finite."""
         check_finite(self.predict(torch.zeros(1, 3, self._image_size, self._image_size, dtype=torch.uint8)))
+
+
+def num_streams(num_threads: int) -> int:
+    """Return how many batches run beside each other on so many threads."""
+    return min(num_threads, _MAX_STREAMS)
+
+
+def _infer(request: Any, pixels: Tensor) -> Tensor:
+    answers = request.infer([pixels.contiguous().numpy()], share_inputs=True, share_outputs=True)
+    # What comes back is the request's own memory, overwritten by the next batch.
+    return torch.from_numpy(answers[0].copy())
 
 
 def _compile(graph: Graph, precision: Precision, num_threads: int, num_streams: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from services.inference.runtimes.interface import ClassifierRuntime
+from services.inference.runtimes.interface import ClassifierRuntime, RunsBeside
 
 
 class Turns(Protocol):
@@ -34,6 +34,23 @@ class InTurns:
     def predict(self, pixels: Tensor) -> Tensor:
         """Return logits float32 (B, C) for pixels uint8 (B, 3, S, S)."""
         logits: Tensor = self._turns(lambda: self._runtime.predict(pixels))
+        return logits
+
+    @property
+    def beside_from(self) -> int:
+        """See RunsBeside; 0 where batches never run beside each other."""
+        return self._runtime.beside_from if isinstance(self._runtime, RunsBeside) else 0
+
+    @property
+    def beside_sizes(self) -> tuple[int, ...]:
+        """See RunsBeside; none where batches never run beside each other."""
+        return self._runtime.beside_sizes if isinstance(self._runtime, RunsBeside) and self.beside_from else ()
+
+    def on_each_stream(self, pixels: Tensor) -> list[Tensor]:
+        """See RunsBeside."""
+        runtime = self._runtime
+        assert isinstance(runtime, RunsBeside)
+        logits: list[Tensor] = self._turns(lambda: runtime.on_each_stream(pixels))
         return logits
 
     def warm(self) -> None:
