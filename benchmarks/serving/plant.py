@@ -6,9 +6,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,9 +97,16 @@ def _await(port_file: Path, process: "subprocess.Popen[bytes]", log: Path) -> No
 
 def publish_classifier(home: Volume, name: str = "resnet", run_id: str = "resnet-1", seed: int = 0) -> None:
     """Publish a ResNet-18 of 200 classes at 64 px as the next version of `name`."""
+    write_classifier(home, name, run_id, seed)()
+
+
+def write_classifier(
+    home: Volume, name: str = "resnet", run_id: str = "resnet-1", seed: int = 0
+) -> Callable[[], object]:
+    """Write its checkpoint; return what publishes it."""
     classes = tuple(ClassName(id=f"n{number:08}", words=f"class {number}") for number in range(NUM_CLASSES))
     card = ClassifierCard(**_common(run_id), arch="resnet18", classes=classes, preprocessing=PREPROCESSING)
-    _publish(home, name, "classifier", card, trained(seed), {})
+    return _written(home, name, "classifier", card, trained(seed), {})
 
 
 def publish_language_model(home: Volume, model: str, **sizes: int) -> None:
@@ -112,7 +120,8 @@ def publish_language_model(home: Volume, model: str, **sizes: int) -> None:
         vocabulary_size=len(words),
     )
     torch.manual_seed(0)
-    _publish(home, model.lower(), "language_model", card, build_network(card), {VOCABULARY_FILE: words.to_json()})
+    files = {VOCABULARY_FILE: words.to_json()}
+    _written(home, model.lower(), "language_model", card, build_network(card), files)()
 
 
 def _common(run_id: str) -> dict[str, object]:
@@ -125,18 +134,18 @@ def _common(run_id: str) -> dict[str, object]:
     }
 
 
-def _publish(
+def _written(
     home: Volume,
     name: str,
     kind: str,
     card: ClassifierCard | LanguageModelCard,
     network: nn.Module,
     files: dict[str, bytes],
-) -> None:
+) -> Callable[[], object]:
     checkpoint = step_directory(home.run(card.run_id), card.step)
     weights = to_bytes(bare_state(network))
     write_checkpoint(checkpoint, {MODEL_FILE: card.model_dump_json().encode(), WEIGHTS_FILE: weights, **files})
-    Registry(home).publish(name, kind, card.run_id, checkpoint, dict(card.metrics))
+    return partial(Registry(home).publish, name, kind, card.run_id, checkpoint, dict(card.metrics))
 
 
 def write_jpegs(folder: Path, count: int = 64) -> Path:
