@@ -41,7 +41,7 @@ up: $(READY)  ## Run the whole system on this machine.
 	$(BIN)/tandem up
 
 lock:  ## Compile requirements.lock from pyproject.toml (needs uv).
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --group dev --extra s3 --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean:  ## Remove the environment and caches; the demo's models in .demo stay.

@@ -21,6 +21,7 @@ from services.trainer.holder import Holder, end_previous
 from services.trainer.metrics import NO_METER, Meter
 from services.trainer.process import Spare
 from services.trainer.reaper import wake_again
+from services.trainer.stored_runs import StoredRuns
 from tandem.errors import BrokerUnavailable, Conflict, VolumeUnavailable
 from tandem.jobs import record as machine
 from tandem.jobs.chains import release_ready
@@ -73,6 +74,7 @@ class Supervisor:
         self.is_draining = is_draining
         self._send = send
         self.meter = meter
+        self.stored = StoredRuns(volume)
         self._complaint = ""
         # When the attempt last went on.
         self.alive_at = time.monotonic()
@@ -155,6 +157,7 @@ class Supervisor:
     def _attempt(self, record: JobRecord, token: str) -> JobRecord:
         run = self.volume.run(record.run_id)
         try:
+            self.stored.bring(record, goes_on=self._goes_on)
             end_previous(run)
             Fence(run).raise_to(record.attempt, while_waiting=lambda: self.renew(record.run_id, token))
             mirror(self.volume, record)
@@ -169,6 +172,9 @@ class Supervisor:
             log.exception("run %s: attempt %d failed", record.run_id, record.attempt, extra={"run_id": record.run_id})
             failed = partial(machine.fail, message=str(error), error=failure_of(type(error).__name__))
             return self.store.update(record.run_id, failed, record.attempt)
+
+    def _goes_on(self) -> None:
+        self.alive_at = time.monotonic()
 
     def renew(self, run_id: str, token: str) -> None:
         """Prolong the lease; raise Conflict if another worker has it."""

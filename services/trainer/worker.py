@@ -96,7 +96,7 @@ def _supervisor(
 ) -> Supervisor:
     return Supervisor(
         JobStore(connect(broker), broker),
-        Volume(settings.home),
+        Volume(settings.home, settings.checkpoint_store),
         Patience(settings.lease_s, settings.stop_grace_s),
         Spare(settings.preload),
         partial(send_run, app),

@@ -2,29 +2,39 @@
 
 models/<name>/versions/0003.json     {"version", "kind", "run_id", "checkpoint", "sha256", "metrics", "created_at"}
               aliases.json           {"latest": 3, "best": 2, "production": 1, …}
-              history.jsonl          one line for each change of an alias, never rewritten
+              history.jsonl          one line for each change of an alias
+              journal/               with an object store: the changes that all hosts agree on (`store.journal`)
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 from tandem.checkpoints.card import quality
 from tandem.checkpoints.files import list_checkpoints, read_pointer, step_directory, verify
 from tandem.checkpoints.pins import pin
 from tandem.checkpoints.references import ModelReference, RunReference, parse_reference
+from tandem.checkpoints.store.journal import Behind, Change, Journal, ModelState
+from tandem.checkpoints.store.objects import ObjectStore
+from tandem.checkpoints.store.state import IsHere, check_common, everything, write_state
+from tandem.checkpoints.store.transfer import download_checkpoint, find_stored
+from tandem.checkpoints.version import Version, read_version, write_version
 from tandem.errors import CheckpointCorrupt, Conflict, InvalidName, InvalidRequest, ModelNotFound, RunNotFound
 from tandem.names import check_name
 from tandem.volume import Volume, replace_json, volume_errors
 from tandem.wire.limits import MAX_ALIASES
+
+__all__ = ["ANYWHERE", "MOVED", "Located", "Registry", "Version", "check_alias", "check_kind", "describe"]
+
+T = TypeVar("T")
 
 # Aliases that the registry moves itself.
 MOVED = ("latest", "best")
@@ -32,23 +42,6 @@ MOVED = ("latest", "best")
 ANYWHERE = -1
 
 
-@dataclass(frozen=True)
-class Version:
-    """A registered checkpoint; `checkpoint` is a path relative to the volume, `sha256` that of its manifest."""
-
-    name: str
-    version: int
-    kind: str
-    run_id: str
-    checkpoint: str
-    sha256: str
-    metrics: dict[str, float]
-    created_at: str
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-
-_VERSION = TypeAdapter(Version)
 _ALIASES = TypeAdapter(dict[str, int])
 
 
@@ -70,10 +63,16 @@ class Located:
 
 
 class Registry:
-    """Reads and changes the registry of one volume."""
+    """Reads and changes the registry of one volume.
 
-    def __init__(self, volume: Volume) -> None:
-        self.volume = volume
+    Where the volume shares an object store, each change is made there first, so that all hosts agree on it; it raises
+    StoreUnavailable where the store is away, and nothing has changed then. `is_here` says which versions of other hosts
+    the volume shows.
+    """
+
+    def __init__(self, volume: Volume, is_here: IsHere = everything) -> None:
+        self.volume, self._is_here = volume, is_here
+        self._journal = None if volume.store is None else Journal(ObjectStore(volume.store))
 
     def names(self) -> list[str]:
         """Return the models that have a version, sorted."""
@@ -103,9 +102,32 @@ class Registry:
             raise CheckpointCorrupt(f"{path} can't be read as a model's aliases") from error
 
     def resolve(self, reference: str) -> Located:
-        """Find what `reference` names; raise InvalidReference, ModelNotFound or RunNotFound."""
+        """Find what `reference` names; raise InvalidReference, ModelNotFound or RunNotFound.
+
+        A version of which the checkpoint is only in the store is fetched, which raises what `download_checkpoint` does.
+        """
         parsed = parse_reference(reference)
-        return self._locate_run(parsed) if isinstance(parsed, RunReference) else self._locate_version(parsed)
+        if isinstance(parsed, RunReference):
+            return self._locate_run(parsed)
+        located = self._locate_version(parsed)
+        if self._journal is not None and located.digest is not None and not located.checkpoint.is_dir():
+            stored = find_stored(self._journal.store, located.run_id, located.checkpoint.name, located.digest)
+            download_checkpoint(self._journal.store, stored, located.checkpoint, located.digest)
+        return located
+
+    def catch_up_all(self) -> None:
+        """Read what other hosts have changed, if there is an object store; raise what `catch_up` does."""
+        for name in self._journal.names() if self._journal is not None else ():
+            self.catch_up(name)
+
+    def catch_up(self, name: str) -> bool:
+        """Read what other hosts have changed of model `name`; return whether the volume says something new.
+
+        Raises StoreUnavailable, and Conflict where the volume has a model of its own by this name.
+        """
+        directory = self.volume.model(name)
+        with volume_errors(directory), self._locked(directory):
+            return self._catch_up(directory)
 
     def publish(self, name: str, kind: str, run_id: str, checkpoint: Path, metrics: dict[str, float]) -> Version:
         """Register `checkpoint` as the next version of model `name` and move `latest` (and `best`) to it.
@@ -116,23 +138,25 @@ class Registry:
         CheckpointCorrupt if a file of the checkpoint is damaged, ModelNotFound if it is gone.
         """
         directory = self.volume.model(name)
-        relative = str(checkpoint.relative_to(self.volume.home))
         with volume_errors(directory), self._locked(directory):
-            existing = self.versions(name) if name in self.names() else []
-            check_kind(name, existing[-1].kind if existing else kind, kind)
-            for version in existing:
-                if (version.run_id, version.checkpoint) == (run_id, relative):
-                    pin(checkpoint, "model", f"{name}:{version.version}")
-                    if version is existing[-1]:
-                        # Whoever wrote it may have been killed before the aliases moved.
-                        self._point_at_newest(directory, existing, run_id)
-                    return version
-            number = existing[-1].version + 1 if existing else 1
-            digest = verify(checkpoint)
-            pin(checkpoint, "model", f"{name}:{number}")
-            version = Version(name, number, kind, run_id, relative, digest, metrics, _now())
-            _write_version(directory, version)
-            self._point_at_newest(directory, [*existing, version], run_id)
+            return self._agreed(directory, lambda: self._publish(directory, kind, run_id, checkpoint, metrics))
+
+    def _publish(self, directory: Path, kind: str, run_id: str, checkpoint: Path, metrics: dict[str, float]) -> Version:
+        name, relative = directory.name, str(checkpoint.relative_to(self.volume.home))
+        existing = sorted(self._known(directory).versions.values(), key=lambda version: version.version)
+        check_kind(name, existing[-1].kind if existing else kind, kind)
+        for version in existing:
+            if (version.run_id, version.checkpoint) == (run_id, relative):
+                pin(checkpoint, "model", f"{name}:{version.version}")
+                if version is existing[-1]:
+                    # Whoever wrote it may have been killed before the aliases moved.
+                    self._change(directory, _to_newest(existing), f"run {run_id}")
+                return version
+        number = existing[-1].version + 1 if existing else 1
+        digest = verify(checkpoint)
+        pin(checkpoint, "model", f"{name}:{number}")
+        version = Version(name, number, kind, run_id, relative, digest, metrics, _now())
+        self._change(directory, _to_newest([*existing, version]), f"run {run_id}", new=(version,))
         return version
 
     def set_alias(
@@ -151,34 +175,47 @@ class Registry:
         alias is no longer where it is `expected` (None: nowhere).
         """
         check_alias(alias)
-        with self._changing(name) as directory:
-            numbers = [each.version for each in self.versions(name)]
-            if version not in numbers:
-                there = ", ".join(map(str, numbers))
-                raise ModelNotFound(f"model {name!r} has no version {version} (there: {there})")
-            before = self.aliases(name)
-            if alias not in before and len(before) >= MAX_ALIASES:
-                raise Conflict(f"model {name!r} has {len(before)} aliases, which is the limit: delete one first")
-            if expected not in (ANYWHERE, before.get(alias)):
-                now = f"is {name}:{before[alias]}" if alias in before else "is gone"
-                raise Conflict(f"{name}@{alias} {now} by now: somebody else has moved it; look again, and try again")
-            self._move_aliases(directory, {alias: version}, by, details)
+        return self._changing(name, lambda: self._set_alias(name, alias, version, by, expected, details))
+
+    def _set_alias(
+        self, name: str, alias: str, version: int, by: str, expected: int | None, details: Mapping[str, Any] | None
+    ) -> int | None:
+        directory = self.volume.model(name)
+        known = self._known(directory)
+        if version not in known.versions:
+            there = ", ".join(map(str, sorted(known.versions)))
+            raise ModelNotFound(f"model {name!r} has no version {version} (there: {there})")
+        before = known.aliases
+        if alias not in before and len(before) >= MAX_ALIASES:
+            raise Conflict(f"model {name!r} has {len(before)} aliases, which is the limit: delete one first")
+        if expected not in (ANYWHERE, before.get(alias)):
+            now = f"is {name}:{before[alias]}" if alias in before else "is gone"
+            raise Conflict(f"{name}@{alias} {now} by now: somebody else has moved it; look again, and try again")
+        self._change(directory, {alias: version}, by, details)
         return before.get(alias)
 
     def delete_alias(self, name: str, alias: str, by: str) -> int:
         """Take `alias` of model `name` away; return where it pointed. Raises what `set_alias` does."""
         check_alias(alias)
-        with self._changing(name) as directory:
-            before = self.aliases(name)
+
+        def delete() -> int:
+            directory = self.volume.model(name)
+            before = self._known(directory).aliases
             if alias not in before:
                 raise ModelNotFound(f"model {name!r} has no alias {alias!r}")
-            self._move_aliases(directory, {alias: None}, by)
-        return before[alias]
+            self._change(directory, {alias: None}, by)
+            return before[alias]
+
+        return self._changing(name, delete)
 
     def note(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add a line to the history of model `name`, of a decision that moved nothing; raise what `set_alias` does."""
-        with self._changing(name) as directory:
-            _append(directory, [{"at": _now(), **entry}])
+
+        def note() -> None:
+            directory = self.volume.model(name)
+            self._record(directory, (), self._known(directory).aliases, [{"at": _now(), **entry}])
+
+        self._changing(name, note)
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """Return the history of model `name`, oldest first; lines that a crash has cut short are passed over."""
@@ -196,37 +233,83 @@ class Registry:
                 entries.append(entry)
         return entries
 
-    @contextmanager
-    def _changing(self, name: str) -> Iterator[Path]:
-        """Lock the directory of a model that is there; a wrong name is to leave none behind."""
-        self.versions(name)
+    def _changing(self, name: str, change: Callable[[], T]) -> T:
+        """Make a change to a model that is there; a wrong name is to leave no directory behind."""
+        if self._journal is None or name not in self._journal.names():
+            self.versions(name)
         directory = self.volume.model(name)
         with volume_errors(directory), self._locked(directory):
-            yield directory
+            return self._agreed(directory, change)
 
-    def _point_at_newest(self, directory: Path, versions: list[Version], run_id: str) -> None:
-        best = max(versions, key=lambda version: quality(version.kind, version.metrics))
-        self._move_aliases(directory, {"latest": versions[-1].version, "best": best.version}, f"run {run_id}")
+    def _agreed(self, directory: Path, change: Callable[[], T]) -> T:
+        """Make a change to what all hosts agree on: once more where another was quicker."""
+        while True:
+            self._catch_up(directory)
+            try:
+                return change()
+            except Behind:
+                continue
 
-    def _move_aliases(
+    def _catch_up(self, directory: Path) -> bool:
+        if self._journal is None:
+            return False
+        self._journal.pull(directory)
+        state = self._journal.read(directory)
+        if state is None:
+            return False
+        check_common(directory, state)
+        return write_state(directory, state, self._is_here)
+
+    def _known(self, directory: Path) -> ModelState:
+        """Return what is known of a model: by the journal, or where there is none by its files."""
+        if self._journal is not None and (state := self._journal.read(directory)) is not None:
+            return state
+        name = directory.name
+        versions = self.versions(name) if name in self.names() else []
+        return ModelState({each.version: each for each in versions}, self.aliases(name), ())
+
+    def _change(
         self,
         directory: Path,
         moves: Mapping[str, int | None],
         reason: str,
         details: Mapping[str, Any] | None = None,
+        new: Sequence[Version] = (),
     ) -> None:
         """Write where `moves` lead (None: nowhere), and a line of history for each that was elsewhere."""
-        before = self.aliases(directory.name)
+        before = self._known(directory).aliases
         after = {alias: number for alias, number in {**before, **moves}.items() if number is not None}
-        if after == before:
+        if after == before and not new:
             return
-        replace_json(directory / "aliases.json", after)
         changed = {alias: number for alias, number in moves.items() if before.get(alias) != number}
         basis = {"at": _now(), "by": reason, **(details or {})}
-        _append(
-            directory,
-            [{"alias": alias, "from": before.get(alias), "to": number, **basis} for alias, number in changed.items()],
-        )
+        lines = [
+            {"alias": alias, "from": before.get(alias), "to": number, **basis} for alias, number in changed.items()
+        ]
+        self._record(directory, new, after, lines)
+
+    def _record(
+        self, directory: Path, new: Sequence[Version], aliases: Mapping[str, int], lines: list[dict[str, Any]]
+    ) -> None:
+        if self._journal is not None:
+            self._journal.append(directory, self._with_what_was(directory, new, aliases, lines))
+            self._catch_up(directory)
+            return
+        for version in new:
+            write_version(directory, version)
+        if aliases != self.aliases(directory.name):
+            replace_json(directory / "aliases.json", dict(aliases))
+        _append(directory, lines)
+
+    def _with_what_was(
+        self, directory: Path, new: Sequence[Version], aliases: Mapping[str, int], lines: list[dict[str, Any]]
+    ) -> Change:
+        """Return the change; the first one brings along what the volume had before there was a store."""
+        assert self._journal is not None
+        if self._journal.read(directory) is not None:
+            return Change(tuple(new), dict(aliases), tuple(lines))
+        versions = self.versions(directory.name) if directory.name in self.names() else []
+        return Change((*versions, *new), dict(aliases), (*self.history(directory.name), *lines))
 
     @contextmanager
     def _locked(self, directory: Path) -> Iterator[None]:
@@ -306,18 +389,10 @@ def _is_name(name: str) -> bool:
     return True
 
 
-def read_version(path: Path) -> Version:
-    """Read the file of a version; raise CheckpointCorrupt if it is damaged."""
-    try:
-        version = _VERSION.validate_json(path.read_bytes(), strict=True)
-        check_name(version.name, "model")
-    except (OSError, ValueError, InvalidName) as error:
-        raise CheckpointCorrupt(f"{path} can't be read as a model version") from error
-    return version
-
-
-def _write_version(directory: Path, version: Version) -> None:
-    replace_json(directory / "versions" / f"{version.version:04d}.json", asdict(version))
+def _to_newest(versions: Sequence[Version]) -> dict[str, int]:
+    """Return where `latest` and `best` lead, given all versions in order."""
+    best = max(versions, key=lambda version: quality(version.kind, version.metrics))
+    return {"latest": versions[-1].version, "best": best.version}
 
 
 def _append(directory: Path, entries: list[dict[str, Any]]) -> None:
