@@ -20,12 +20,13 @@ test: $(READY)  ## Run all tests, as many at once as there are cores.
 test-unit: $(READY)  ## Run the tests that need no socket; seconds.
 	$(BIN)/pytest tests/unit
 
-lint: $(READY)  ## Check style, types, the house's rules, and that the generated code is fresh.
+lint: $(READY)  ## Check style, types, the house's rules, that the generated code is fresh, and deploy/kubernetes by schema.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@scripts/check-proto $(BIN)/python
+	$(BIN)/python scripts/check_kubernetes.py
 
 format: $(READY)  ## Put the code into shape.
 	$(BIN)/ruff check --fix

@@ -40,8 +40,9 @@ _HANGS_AFTER_S = 600.0
 
 
 class Outcome(Enum):
-    """What became of the message."""
+    """What became of the message: UNMOVED if it was for a run that is over, or another's."""
 
+    UNMOVED = auto()
     DONE = auto()
     DRAINED = auto()
 
@@ -83,11 +84,11 @@ class Supervisor:
         """Carry the run to its end, to its next wait, or until the worker drains."""
         record = self.store.get(run_id) or self._restored(run_id)
         if record is None or (record.state is not State.QUEUED and record.state is not State.RUNNING):
-            return Outcome.DONE
+            return Outcome.UNMOVED
         token = f"{Holder.of(os.getpid()).token()}/{secrets.token_hex(8)}"
         if not self.store.acquire_lease(run_id, token, self.patience.lease_s):
             # Another worker holds it; should that worker die, the reaper sends a new message.
-            return Outcome.DONE
+            return Outcome.UNMOVED
         try:
             with self._keeping(run_id, token):
                 return self._attempts(run_id, token)
