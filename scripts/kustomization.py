@@ -47,10 +47,8 @@ def _patch_all(documents: list[Document], patch: Document, directory: Path) -> N
 
 
 def _is_target(document: Document, target: Document) -> bool:
-    return (
-        document["kind"] == target["kind"]
-        and target.get("name", document["metadata"]["name"]) == (document["metadata"]["name"])
-    )
+    name: str = document["metadata"]["name"]
+    return bool(document["kind"] == target["kind"] and target.get("name", name) == name)
 
 
 def _patch(document: Document, operation: Document) -> None:

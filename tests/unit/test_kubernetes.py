@@ -237,8 +237,8 @@ def test_every_port_is_where_somebody_listens(documents: list[Document], tmp_pat
         assert all(port["port"] == there[port["name"]] for port in service["spec"]["ports"])
     for policy in of_kind(documents, "NetworkPolicy"):
         for rule in policy["spec"].get("ingress", ()):
-            ports = {port["port"] for port in rule["ports"]}
-            assert ports <= {port for each in listening.values() for port in each.values()}
+            opened = {port["port"] for port in rule["ports"]}
+            assert opened <= {port for each in listening.values() for port in each.values()}
 
 
 def test_every_metric_of_the_autoscaler_is_one_that_the_server_tells(
