@@ -6,8 +6,12 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from factories import publish_classifier
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from inference_server import start_server
 from object_stores import S3Server, s3_server
 from rig import LONG, Bench
@@ -15,8 +19,9 @@ from waiting import wait_for
 
 from tandem.checkpoints.files import WEIGHTS_FILE, list_checkpoints, read_verified
 from tandem.checkpoints.registry import Registry
-from tandem.checkpoints.store.transfer import list_stored
+from tandem.checkpoints.store.transfer import list_stored, upload_checkpoint
 from tandem.client import Client
+from tandem.jobs.runs import cancel
 from tandem.volume import Volume
 
 
@@ -109,8 +114,6 @@ def test_a_worker_that_is_told_to_stop_leaves_its_checkpoint_in_the_store(shared
 
 
 def test_a_run_that_waits_for_the_store_can_be_canceled(shared: Bench, s3: S3Server) -> None:
-    from tandem.jobs.runs import cancel
-
     run_id = shared.language_model(epochs=1)
     s3.is_away = True
     shared.start_worker(TANDEM_STOP_GRACE_S="1")
@@ -119,3 +122,31 @@ def test_a_run_that_waits_for_the_store_can_be_canceled(shared: Bench, s3: S3Ser
     record = shared.wait_for_state(run_id, "CANCELED", "FAILED", "SUCCEEDED")
     assert record.state == "CANCELED"
     assert len(list_checkpoints(shared.volume.run(run_id))) == 1
+
+
+def test_a_server_with_nothing_to_serve_is_not_ready_before_it_has_seen_the_store(s3: S3Server, tmp_path: Path) -> None:
+    publisher = Volume(tmp_path / "publisher")
+    version = publish_classifier(publisher, "shapes", "r1")
+    checkpoint = publisher.home / version.checkpoint
+    upload_checkpoint(s3.store, "r1", checkpoint.name, checkpoint)
+    # The first change of a model takes along what the volume has.
+    Registry(Volume(publisher.home, s3.address)).set_alias("shapes", "production", 1, "test")
+    s3.is_away = True
+    cache = Volume(tmp_path / "cache")
+    server = start_server(tmp_path / "server", cache, **s3.environment, TANDEM_CHECKPOINT_STORE=s3.address)
+    try:
+        with grpc.insecure_channel(server.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            wait_for(lambda: "what is here goes on being served" in server.log.read_text(), "a look at the store")
+            assert status(health) == health_pb2.HealthCheckResponse.NOT_SERVING
+            s3.is_away = False
+            wait_for(lambda: status(health) == health_pb2.HealthCheckResponse.SERVING, "readiness")
+            assert status(health, "models/shapes") == health_pb2.HealthCheckResponse.SERVING
+    finally:
+        server.stop()
+    assert server.log.read_text().count("what is here goes on being served") == 1
+
+
+def status(health: Any, service: str = "") -> int:
+    found: int = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status
+    return found
