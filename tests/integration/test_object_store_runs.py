@@ -21,6 +21,7 @@ from tandem.checkpoints.files import WEIGHTS_FILE, list_checkpoints, read_verifi
 from tandem.checkpoints.registry import Registry
 from tandem.checkpoints.store.transfer import list_stored, upload_checkpoint
 from tandem.client import Client
+from tandem.errors import StoreUnavailable
 from tandem.jobs.runs import cancel
 from tandem.volume import Volume
 
@@ -150,3 +151,14 @@ def test_a_server_with_nothing_to_serve_is_not_ready_before_it_has_seen_the_stor
 def status(health: Any, service: str = "") -> int:
     found: int = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status
     return found
+
+
+def test_a_job_that_no_other_host_could_see_is_not_submitted(shared: Bench, s3: S3Server) -> None:
+    shared.store.add_queues(["default"])
+    s3.is_away = True
+    with pytest.raises(StoreUnavailable):
+        shared.language_model()
+    assert list(shared.volume.runs.iterdir()) == []
+    assert sum(shared.store.count_by_state().values()) == 0
+    s3.is_away = False
+    assert s3.store.get(f"runs/{shared.language_model()}/job.json") is not None
