@@ -20,12 +20,13 @@ test: $(READY)  ## Run all tests, as many at once as there are cores.
 test-unit: $(READY)  ## Run the tests that need no socket; seconds.
 	$(BIN)/pytest tests/unit
 
-lint: $(READY)  ## Check style, types, the house's rules, and that the generated code is fresh.
+lint: $(READY)  ## Check style, types, the house's rules, that the generated code is fresh, and deploy/kubernetes by schema.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@scripts/check-proto $(BIN)/python
+	$(BIN)/python scripts/check_kubernetes.py
 
 format: $(READY)  ## Put the code into shape.
 	$(BIN)/ruff check --fix
@@ -41,7 +42,7 @@ up: $(READY)  ## Run the whole system on this machine.
 	$(BIN)/tandem up
 
 lock:  ## Compile requirements.lock from pyproject.toml (needs uv).
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --group dev --extra s3 --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean:  ## Remove the environment and caches; the demo's models in .demo stay.

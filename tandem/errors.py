@@ -31,7 +31,8 @@
         ├── BrokerUnavailable
         ├── ServerUnavailable
         └── VolumeUnavailable
-            └── VolumeReadOnly      it is mounted, or kept by its permissions, so that this process can't write
+            ├── VolumeReadOnly      it is mounted, or kept by its permissions, so that this process can't write
+            └── StoreUnavailable    the object store of the checkpoints does not answer, or refuses
 
 `wire.status` maps these to gRPC status codes; `cli.main` prints the message and exits with 1.
 """
@@ -175,3 +176,7 @@ class VolumeUnavailable(Unavailable):
 
 class VolumeReadOnly(VolumeUnavailable):
     """The shared volume is there to be read alone: trying again would not help."""
+
+
+class StoreUnavailable(VolumeUnavailable):
+    """The object store of the checkpoints does not answer, or does not let us in."""

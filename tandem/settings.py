@@ -3,6 +3,8 @@
 | variable | meaning | default |
 |---|---|---|
 | TANDEM_HOME | the shared volume | ~/.tandem |
+| TANDEM_CHECKPOINT_STORE | object store that hosts share checkpoints and models by: s3://bucket/prefix | none |
+| TANDEM_CHECKPOINT_CACHE | what an inference server keeps of it on its volume: 512MiB, 20GiB | 20GiB |
 | TANDEM_REDIS_URL (or REDIS_URL) | broker and job records: redis://, rediss://, unix:// | the broker of `tandem up` |
 | TANDEM_REDIS_PASSWORD_FILE | file with the broker's password, so that it stands in no environment | none |
 | TANDEM_REDIS_CA_FILE | PEM file of the authority that signed the broker's certificate | those of the system |
@@ -49,6 +51,8 @@ from tandem.sizes import parse_size
 QUEUES = ("default", "cpu", "gpu")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _LOG_FORMATS = ("text", "json")
+# What fsspec opens; `file` and `memory` are for trying things out.
+STORE_PROTOCOLS = ("s3", "gs", "abfs", "file", "memory")
 # The first of each is the default.
 _ENGINES = ("auto", "eager", "compiled", "openvino")
 _PRECISIONS: tuple[Literal["float32", "bfloat16", "int8"], ...] = ("float32", "bfloat16", "int8")
@@ -62,6 +66,8 @@ class Settings:
     """What the environment says; see the module's table."""
 
     home: Path
+    checkpoint_store: str | None
+    checkpoint_cache: int
     broker: Broker | None
     inference_address: str | None
     listen: str
@@ -91,6 +97,8 @@ class Settings:
         get = environment.get
         return cls(
             home=Path(get("TANDEM_HOME") or "~/.tandem").expanduser().absolute(),
+            checkpoint_store=_store(get("TANDEM_CHECKPOINT_STORE") or ""),
+            checkpoint_cache=_size(environment, "TANDEM_CHECKPOINT_CACHE") or 20 * 2**30,
             broker=read_broker(environment),
             inference_address=get("TANDEM_INFERENCE_ADDRESS") or None,
             listen=get("TANDEM_LISTEN") or "127.0.0.1:8500",
@@ -168,6 +176,19 @@ def _size(environment: Mapping[str, str], name: str) -> int | None:
     if not size:
         raise InvalidRequest(f"{name}={text!r} leaves no room for a model", field=name)
     return size
+
+
+def _store(text: str) -> str | None:
+    if not text:
+        return None
+    protocol, separator, path = text.partition("://")
+    if protocol not in STORE_PROTOCOLS or not separator or not path.strip("/") or "@" in path:
+        raise InvalidRequest(
+            f"TANDEM_CHECKPOINT_STORE={text!r} is no object store: write s3://BUCKET/PREFIX; credentials stand in the "
+            "provider's own variables and files",
+            field="TANDEM_CHECKPOINT_STORE",
+        )
+    return text.rstrip("/")
 
 
 def _switch(environment: Mapping[str, str], name: str, default: bool) -> bool:

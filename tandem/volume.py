@@ -20,9 +20,14 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True)
 class Volume:
-    """Where everything lies under $TANDEM_HOME; names are checked before they become paths."""
+    """Where everything lies under $TANDEM_HOME; names are checked before they become paths.
+
+    `store` is the address of the object store that hosts share checkpoints and the registry by, None where they share
+    the volume itself.
+    """
 
     home: Path
+    store: str | None = None
 
     @property
     def datasets(self) -> Path:

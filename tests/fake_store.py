@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,6 +118,9 @@ class FakeStore:
     def lease(self, run_id: str) -> str | None:
         token, until = self.leases.get(run_id, ("", 0.0))
         return token if until > self.now else None
+
+    def held_leases(self, run_ids: Sequence[str]) -> dict[str, str]:
+        return {run_id: token for run_id in run_ids if (token := self.lease(run_id)) is not None}
 
     def acquire_lease(self, run_id: str, token: str, ttl_s: float) -> bool:
         return self.lease(run_id) is None and self.renew_lease(run_id, token, ttl_s)

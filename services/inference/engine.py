@@ -8,6 +8,7 @@ from services.inference.devices import Devices
 from services.inference.registry import ServingRegistry
 from services.inference.scheduler import DeviceScheduler
 from services.inference.shadows import Shadows
+from tandem.checkpoints.store.cache import StoreCache
 from tandem.volume import Volume
 
 
@@ -21,6 +22,8 @@ class Engine:
     volume: Volume
     shadows: Shadows
     loads: LoadCounts = field(default_factory=LoadCounts)
+    # What keeps the volume in step with an object store, where there is one.
+    cache: StoreCache | None = None
 
     @property
     def scheduler(self) -> DeviceScheduler:

@@ -60,6 +60,7 @@ from services.inference.servicers import InferenceServicer, ModelsServicer
 from services.inference.shadows import Shadows
 from services.inference.shedding import Shedder
 from services.inference.slow_calls import CallFields
+from services.inference.store_watch import watch_store
 from services.inference.telemetry import telling
 from services.inference.texts import TextLoop
 from services.inference.tls import Certificates
@@ -68,6 +69,8 @@ from services.inference.trials import run_in_turn
 from services.inference.watch import keep_running, listen, watch_devices, watch_volume
 from tandem.access import ServerAccess
 from tandem.checkpoints.registry import Located, Registry
+from tandem.checkpoints.store.cache import StoreCache
+from tandem.checkpoints.store.objects import ObjectStore
 from tandem.errors import InvalidRequest, TandemError
 from tandem.local.state import find_system
 from tandem.logs import configure_logging
@@ -130,7 +133,7 @@ async def _engine(settings: Settings) -> AsyncIterator[Engine]:
     selectors = {device: RuntimeSelector(device, settings.engine, settings.precision) for device in named}
     for device in selectors:
         configure_device(device)
-    volume = Volume(settings.home)
+    volume = Volume(settings.home, settings.checkpoint_store)
     devices = Devices([DeviceScheduler(device, num_workers=num_workers(device)) for device in named])
     decoder = Decoder()
     loads, loaders = LoadCounts(), ThreadPoolExecutor(NUM_LOADERS, "load", initializer=give_way)
@@ -142,16 +145,25 @@ async def _engine(settings: Settings) -> AsyncIterator[Engine]:
         is_busy=devices.is_busy,
     )
     budget = MemoryBudget(settings.model_memory or min(map(default_budget, named)))
-    models = ServingRegistry(Registry(volume), wiring, budget)
+    cache = _cache(volume, settings.checkpoint_cache)
+    models = ServingRegistry(Registry(volume) if cache is None else cache.registry, wiring, budget)
     shadows = Shadows(models, devices, decoder)
     try:
-        yield Engine(models, devices, decoder, volume, shadows, loads)
+        yield Engine(models, devices, decoder, volume, shadows, loads, cache)
     finally:
         shadows.close()
         await models.close()
         loaders.shutdown(wait=False, cancel_futures=True)
         decoder.close()
         devices.close()
+
+
+def _cache(volume: Volume, num_bytes: int) -> StoreCache | None:
+    if volume.store is None:
+        return None
+    with volume_errors(volume.home):
+        volume.models.mkdir(parents=True, exist_ok=True)
+    return StoreCache(volume, ObjectStore(volume.store), num_bytes)
 
 
 async def _load_warm(
@@ -223,14 +235,33 @@ async def _background(engine: Engine, settings: Settings, health: HealthBoard, s
     if not await asyncio.to_thread(engine.volume.models.is_dir):
         # Nothing was published yet, or the volume is not there: there is nothing to warm.
         await health.ready()
+    looked, look = asyncio.Event(), asyncio.Event()
+    cache, announced = engine.cache, models.wake if engine.cache is None else look
+    if cache is None:
+        looked.set()
+
+    def has_looked(is_new: bool) -> None:
+        looked.set()
+        if is_new:
+            models.wake.set()
+
+    async def watch_models() -> None:
+        # With a store, what there is to warm is known after the first look at it.
+        await looked.wait()
+        await watch_volume(models, engine.volume.models, refreshed)
+
+    async def watch_store_if_any() -> None:
+        await (asyncio.Event().wait() if cache is None else watch_store(cache, look, has_looked))
+
     tasks = [
         asyncio.create_task(keep_running(name, start))
         for name, start in (
-            ("the watch of the volume", lambda: watch_volume(models, engine.volume.models, refreshed)),
+            ("the watch of the store", watch_store_if_any),
+            ("the watch of the volume", watch_models),
             ("the watch of the event loop", shedder.watch),
             ("the shadows", engine.shadows.run),
             ("the watch of the devices", lambda: watch_devices(engine.devices, health.failed)),
-            ("the reader of announcements", lambda: listen(lambda: find_system(settings).broker, models.wake)),
+            ("the reader of announcements", lambda: listen(lambda: find_system(settings).broker, announced)),
         )
     ]
     try:

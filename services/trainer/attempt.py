@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -54,11 +55,16 @@ class Attempt:
         self._fence = Fence(self._run)
         # Where packets vanish each command waits for seconds, and events come faster: only the renewal is tried then.
         self._is_cut_off = False
+        self._uploads = supervisor.stored.uploads(self._run, record.attempt)
 
     def carry(self) -> JobRecord:
         """Run the process to its end; return the record in its next state. Raises Conflict if the lease is lost."""
         self._log.info("run %s: attempt %d begins", self._record.run_id, self._record.attempt)
         (self._run / STATUS_FILE).unlink(missing_ok=True)
+        with self._uploads or nullcontext():
+            return self._compute()
+
+    def _compute(self) -> JobRecord:
         process = self._s.spare.start(self._run, self._record.attempt)
         try:
             self._s.patiently(lambda: note_process(self._run, process.pid))
@@ -87,12 +93,16 @@ class Attempt:
                 self._s.meter.progressed(self._record.kind, self._unsent.rate)
         elif event["type"] == "checkpoint":
             self._saved_step = int(event["step"])
+            if self._uploads is not None:
+                self._uploads.look()
             self._s.meter.saved(event["seconds"], event["num_bytes"])
         elif event["type"] == "ended":
             self._ended = event
 
     def _tick(self, process: TrainingProcess) -> None:
         self._s.alive_at = time.monotonic()
+        if self._uploads is not None:
+            self._uploads.check()
         self._is_cut_off = not self._s.patiently(self._renew)
         if not self._is_cut_off:
             self._s.patiently(self._send_progress)
@@ -175,6 +185,8 @@ class Attempt:
             return self._lost(ending)
         outcome, message = status["outcome"], str(status.get("message", ""))
         self._log.info("run %s: attempt %d: %s %s", self._record.run_id, self._record.attempt, outcome, message)
+        if outcome in ("succeeded", "stopped") and not self._is_stored():
+            return self._requeue("its worker was stopped before the object store had its checkpoint", Failure.PREEMPTED)
         if outcome == "succeeded":
             return self._publish(status) if self._record.kind in MODEL_KINDS else self._succeed(status, None, message)
         if outcome == "failed":
@@ -184,6 +196,24 @@ class Attempt:
         if outcome == "superseded":
             raise Superseded(message)
         return self._lost(ending)
+
+    def _is_stored(self) -> bool:
+        """Wait until the store has what the attempt has saved; False if the worker is told to stop before.
+
+        The end of a run must not be lost, so it waits for the store as long as that takes. A worker that drains waits
+        as long as for a process that saves; where somebody wants the run ended, what is on the volume is enough.
+        """
+        if self._uploads is None:
+            return True
+        deadline = time.monotonic() + self._s.patience.stop_grace_s
+
+        def may_wait() -> bool:
+            self._s.alive_at = time.monotonic()
+            self._s.patiently(self._send_progress)
+            is_urgent = self._s.is_draining() or bool(self._record.stop_requested) or self._is_out_of_time()
+            return not is_urgent or time.monotonic() < deadline
+
+        return self._uploads.finish(may_wait) or not self._s.is_draining()
 
     def _lost(self, ending: str) -> JobRecord:
         """Settle an attempt that said nothing: it may have been asked to stop before it could answer."""

@@ -32,7 +32,7 @@ def caretaker(
 ) -> type[bootsteps.StartStopStep]:
     """Return a boot step that beats and sweeps on the worker's own timer."""
     store = JobStore(connect(broker), broker)
-    volume = Volume(settings.home)
+    volume = Volume(settings.home, settings.checkpoint_store)
     reaper = Reaper(store, volume, settings.lease_s, partial(send_run, app))
     webhooks = Webhooks(JobStore(connect(broker), broker), volume)
     # Containers may share a host name, and each have pid 1.

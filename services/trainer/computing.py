@@ -24,6 +24,7 @@ from tandem.errors import Superseded, TandemError, VolumeUnavailable
 from tandem.jobs.fence import Fence
 from tandem.jobs.runs import SPEC_FILE
 from tandem.jobs.spec import EvaluationJob, PromotionJob, TextEvaluationJob, parse_spec
+from tandem.settings import Settings
 from tandem.volume import Volume, volume_errors
 
 log = logging.getLogger("tandem.run")
@@ -58,7 +59,7 @@ def run_attempt(run: Path, attempt: int, events: IO[str], stop: Stop) -> dict[st
     try:
         with volume_errors(run):
             spec = parse_spec((run / SPEC_FILE).read_bytes())
-            volume = Volume(run.parent.parent)
+            volume = Volume(run.parent.parent, Settings.from_environment().checkpoint_store)
             if isinstance(spec, EvaluationJob | TextEvaluationJob | PromotionJob):
                 return _evaluate(spec, run, attempt, volume, events, lambda: stop.is_set)
             ranks = join_ranks(wants_gpu=spec.device != "cpu")

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ T = TypeVar("T")
 
 # A machine without GPUs carries jobs of so many processes at most; they share its cores.
 _MOST_CPU_PROCESSES = 8
+_QUEUE = re.compile(r"cpu|(default|gpu(-[a-z0-9]+)*?)(-x[1-9]\d*)?")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ def queues_of(names: Sequence[str] | None, gpus: Sequence[Gpu], num_slots: int) 
         for base in bases:
             queues += [base, *(f"{base}-x{count}" for count in range(2, most + 1) if base != "cpu")]
     return queues
+
+
+def named_queues(text: str) -> list[str]:
+    """Return the queues of a list with commas, none for none; raise InvalidRequest for a name that no job leads to."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not _QUEUE.fullmatch(name):
+            raise InvalidRequest(f"no job leads to a queue {name!r}: write default, cpu, gpu, gpu-CLASS, or gpu-x8")
+    return names
 
 
 def claim_slot(folder: Path, slots: Sequence[Slot]) -> Slot:

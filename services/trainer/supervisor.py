@@ -21,6 +21,7 @@ from services.trainer.holder import Holder, end_previous
 from services.trainer.metrics import NO_METER, Meter
 from services.trainer.process import Spare
 from services.trainer.reaper import wake_again
+from services.trainer.stored_runs import StoredRuns
 from tandem.errors import BrokerUnavailable, Conflict, VolumeUnavailable
 from tandem.jobs import record as machine
 from tandem.jobs.chains import release_ready
@@ -39,8 +40,9 @@ _HANGS_AFTER_S = 600.0
 
 
 class Outcome(Enum):
-    """What became of the message."""
+    """What became of the message: UNMOVED if it was for a run that is over, or another's."""
 
+    UNMOVED = auto()
     DONE = auto()
     DRAINED = auto()
 
@@ -73,6 +75,7 @@ class Supervisor:
         self.is_draining = is_draining
         self._send = send
         self.meter = meter
+        self.stored = StoredRuns(volume)
         self._complaint = ""
         # When the attempt last went on.
         self.alive_at = time.monotonic()
@@ -81,11 +84,11 @@ class Supervisor:
         """Carry the run to its end, to its next wait, or until the worker drains."""
         record = self.store.get(run_id) or self._restored(run_id)
         if record is None or (record.state is not State.QUEUED and record.state is not State.RUNNING):
-            return Outcome.DONE
+            return Outcome.UNMOVED
         token = f"{Holder.of(os.getpid()).token()}/{secrets.token_hex(8)}"
         if not self.store.acquire_lease(run_id, token, self.patience.lease_s):
             # Another worker holds it; should that worker die, the reaper sends a new message.
-            return Outcome.DONE
+            return Outcome.UNMOVED
         try:
             with self._keeping(run_id, token):
                 return self._attempts(run_id, token)
@@ -155,6 +158,7 @@ class Supervisor:
     def _attempt(self, record: JobRecord, token: str) -> JobRecord:
         run = self.volume.run(record.run_id)
         try:
+            self.stored.bring(record, goes_on=self._goes_on)
             end_previous(run)
             Fence(run).raise_to(record.attempt, while_waiting=lambda: self.renew(record.run_id, token))
             mirror(self.volume, record)
@@ -169,6 +173,9 @@ class Supervisor:
             log.exception("run %s: attempt %d failed", record.run_id, record.attempt, extra={"run_id": record.run_id})
             failed = partial(machine.fail, message=str(error), error=failure_of(type(error).__name__))
             return self.store.update(record.run_id, failed, record.attempt)
+
+    def _goes_on(self) -> None:
+        self.alive_at = time.monotonic()
 
     def renew(self, run_id: str, token: str) -> None:
         """Prolong the lease; raise Conflict if another worker has it."""

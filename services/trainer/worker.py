@@ -1,8 +1,10 @@
 """The Celery worker: the one place where the trainer is wired. `python -m services.trainer.worker`.
 
-The parent imports neither torch nor grpc, so its children may be forked. Each child carries one run at a time.
+The parent imports neither torch nor grpc, so its children may be forked. Each child carries one run at a time. With
+`--one-run` the worker ends with its first run, for schedulers that give each run a machine of its own.
 """
 
+import argparse
 import atexit
 import contextlib
 import logging
@@ -25,8 +27,9 @@ from celery.exceptions import Reject
 
 from services.trainer.caretaker import caretaker
 from services.trainer.metrics import NO_METER, Meter
+from services.trainer.one_run import OneRun
 from services.trainer.process import Spare
-from services.trainer.slots import Slot, claim_slot, plan_slots, queues_of
+from services.trainer.slots import Slot, claim_slot, named_queues, plan_slots, queues_of
 from services.trainer.supervisor import Outcome, Patience, Supervisor
 from tandem.errors import TandemError
 from tandem.gpus import list_gpus, read_gpus
@@ -46,7 +49,12 @@ _DRAIN_PATIENCE_S = 10.0
 
 
 def build_worker(
-    settings: Settings, broker: Broker, slots: Sequence[Slot], queues: Sequence[str], meter: Meter = NO_METER
+    settings: Settings,
+    broker: Broker,
+    slots: Sequence[Slot],
+    queues: Sequence[str],
+    meter: Meter = NO_METER,
+    one_run: OneRun | None = None,
 ) -> Celery:
     """Return the application with its task, its reaper and its drain, ready for `worker_main`."""
     app = make_celery(broker, {*QUEUES, *queues})
@@ -66,10 +74,14 @@ def build_worker(
             outcome = supervisor.carry(run_id)
         finally:
             busy.unlink(missing_ok=True)
-            if not drain.exists():
+            if one_run is None and not drain.exists():
                 supervisor.spare.ready()
         if outcome is Outcome.DRAINED:
             raise Reject(requeue=True)
+        if one_run is not None and outcome is Outcome.DONE:
+            # First, so that a message which comes before the signal is heard goes back.
+            drain.touch()
+            one_run.end(os.getppid())
 
     def begin_child(**_: Any) -> None:
         # Be killed with the parent, and with us our training process, so that none computes on unseen.
@@ -83,6 +95,8 @@ def build_worker(
         patience_s = settings.stop_grace_s if any(folder.glob("busy-*")) else 0.0
         threading.Thread(target=_end_without_broker, args=(broker, folder, patience_s), daemon=True).start()
 
+    if one_run is not None:
+        one_run.watch(folder)
     signals.setup_logging.connect(_leave_logging, weak=False)
     signals.worker_shutting_down.connect(begin_drain, weak=False)
     signals.worker_process_init.connect(begin_child, weak=False)
@@ -96,7 +110,7 @@ def _supervisor(
 ) -> Supervisor:
     return Supervisor(
         JobStore(connect(broker), broker),
-        Volume(settings.home),
+        Volume(settings.home, settings.checkpoint_store),
         Patience(settings.lease_s, settings.stop_grace_s),
         Spare(settings.preload),
         partial(send_run, app),
@@ -155,15 +169,28 @@ def _end_without_broker(broker: Broker, folder: Path, grace_s: float) -> None:
     os._exit(1)
 
 
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser("python -m services.trainer.worker", description=__doc__)
+    parser.add_argument("--queues", default="", help="take from exactly these, such as gpu-x8 (default: TANDEM_QUEUES)")
+    parser.add_argument("--one-run", action="store_true", help="carry one run, then end")
+    parser.add_argument(
+        "--idle-exit-s", type=float, default=60.0, metavar="S", help="with --one-run: end where none comes in S seconds"
+    )
+    return parser.parse_args(arguments)
+
+
 def main() -> None:
     """Start the worker; one line and exit 1 where broker or volume are not there."""
+    arguments = parse_arguments()
     try:
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format)
         broker = require_broker(settings)
         gpus = list_gpus()
-        slots = plan_slots(settings.num_slots, gpus, sorted(os.sched_getaffinity(0)))
-        queues = queues_of(settings.queues, gpus, len(slots))
+        num_slots = 1 if arguments.one_run else settings.num_slots
+        slots = plan_slots(num_slots, gpus, sorted(os.sched_getaffinity(0)))
+        queues = named_queues(arguments.queues) or queues_of(settings.queues, gpus, len(slots))
         with volume_errors(settings.home):
             for directory in ("datasets", "runs", "models"):
                 (settings.home / directory).mkdir(parents=True, exist_ok=True)
@@ -171,7 +198,8 @@ def main() -> None:
         meter = start_metrics(settings.metrics_listen, broker) if settings.metrics_listen else NO_METER
     except TandemError as error:
         sys.exit(f"tandem trainer: {error}")
-    app = build_worker(settings, broker, slots, queues, meter)
+    one_run = OneRun(arguments.idle_exit_s) if arguments.one_run else None
+    app = build_worker(settings, broker, slots, queues, meter, one_run)
     # Celery too takes workers of one name for one.
     name = f"--hostname=trainer-{os.getpid()}-{secrets.token_hex(3)}@%h"
     options = ["--pool=prefork", "--without-gossip", "--without-mingle", "--without-heartbeat"]

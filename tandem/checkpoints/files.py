@@ -161,19 +161,32 @@ def _must_have(name: str) -> bool:
 
 
 def _read_manifest(checkpoint: Path, digest: str | None) -> Entries:
+    path = checkpoint / MANIFEST_FILE
     try:
-        data = (checkpoint / MANIFEST_FILE).read_bytes()
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointCorrupt(f"{checkpoint} is no checkpoint: it has no {MANIFEST_FILE}") from None
+    except OSError as error:
+        raise CheckpointCorrupt(f"{path} can't be read as a manifest of format 1") from error
+    entries = parse_manifest(data, path)
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointCorrupt(f"{path} is not the one that was registered")
+    return entries
+
+
+def parse_manifest(data: bytes, path: Path) -> Entries:
+    """Return size and SHA-256 of each file; raise CheckpointCorrupt naming `path` if `data` is no manifest."""
+    try:
         document = json.loads(data)
         # Without its final newline it has been cut short, and only happens to say the same.
         if document["format_version"] != 1 or not document["files"] or not data.endswith(b"\n"):
             raise ValueError("format")
         entries = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in document["files"].items()}
-    except FileNotFoundError:
-        raise CheckpointCorrupt(f"{checkpoint} is no checkpoint: it has no {MANIFEST_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointCorrupt(f"{checkpoint / MANIFEST_FILE} can't be read as a manifest of format 1") from error
-    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointCorrupt(f"{checkpoint / MANIFEST_FILE} is not the one that was registered")
+        # A name is no way out of the directory.
+        if any("/" in name or name in ("", ".", "..") for name in entries):
+            raise ValueError("name")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointCorrupt(f"{path} can't be read as a manifest of format 1") from error
     return entries
 
 

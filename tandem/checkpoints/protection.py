@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tandem.checkpoints.pins import Pin, model_pin_file, read_pin
-from tandem.checkpoints.registry import read_version
+from tandem.checkpoints.version import read_version
 from tandem.errors import CheckpointCorrupt
 from tandem.jobs.record import State
 from tandem.volume import Volume

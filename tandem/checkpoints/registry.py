@@ -2,29 +2,31 @@
 
 models/<name>/versions/0003.json     {"version", "kind", "run_id", "checkpoint", "sha256", "metrics", "created_at"}
               aliases.json           {"latest": 3, "best": 2, "production": 1, …}
-              history.jsonl          one line for each change of an alias, never rewritten
+              history.jsonl          one line for each change of an alias
+              journal/               with an object store: the changes that all hosts agree on (`store.journal`)
 """
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from pydantic import ConfigDict, TypeAdapter
+from typing import Any, TypeVar
 
 from tandem.checkpoints.card import quality
-from tandem.checkpoints.files import list_checkpoints, read_pointer, step_directory, verify
+from tandem.checkpoints.files import verify
 from tandem.checkpoints.pins import pin
-from tandem.checkpoints.references import ModelReference, RunReference, parse_reference
-from tandem.errors import CheckpointCorrupt, Conflict, InvalidName, InvalidRequest, ModelNotFound, RunNotFound
+from tandem.checkpoints.registry_reader import Located, RegistryReader
+from tandem.checkpoints.store.journal import Behind, Change, ModelState
+from tandem.checkpoints.version import Version, write_version
+from tandem.errors import Conflict, InvalidRequest, ModelNotFound
 from tandem.names import check_name
-from tandem.volume import Volume, replace_json, volume_errors
+from tandem.volume import replace_json, volume_errors
 from tandem.wire.limits import MAX_ALIASES
+
+__all__ = ["ANYWHERE", "MOVED", "Located", "Registry", "Version", "check_alias", "check_kind", "describe"]
+
+T = TypeVar("T")
 
 # Aliases that the registry moves itself.
 MOVED = ("latest", "best")
@@ -32,80 +34,12 @@ MOVED = ("latest", "best")
 ANYWHERE = -1
 
 
-@dataclass(frozen=True)
-class Version:
-    """A registered checkpoint; `checkpoint` is a path relative to the volume, `sha256` that of its manifest."""
+class Registry(RegistryReader):
+    """Reads and changes the registry of one volume.
 
-    name: str
-    version: int
-    kind: str
-    run_id: str
-    checkpoint: str
-    sha256: str
-    metrics: dict[str, float]
-    created_at: str
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-
-_VERSION = TypeAdapter(Version)
-_ALIASES = TypeAdapter(dict[str, int])
-
-
-@dataclass(frozen=True)
-class Located:
-    """Where a reference leads: a checkpoint directory, and the version it is, if any."""
-
-    checkpoint: Path
-    digest: str | None
-    run_id: str
-    version: Version | None
-
-    @property
-    def label(self) -> str:
-        """How a person names it: name:version, or run:id/step."""
-        if self.version is not None:
-            return f"{self.version.name}:{self.version.version}"
-        return f"run:{self.run_id}/{int(self.checkpoint.name.removeprefix('step-'))}"
-
-
-class Registry:
-    """Reads and changes the registry of one volume."""
-
-    def __init__(self, volume: Volume) -> None:
-        self.volume = volume
-
-    def names(self) -> list[str]:
-        """Return the models that have a version, sorted."""
-        if not self.volume.models.is_dir():
-            return []
-        found = {path.parent.parent.name for path in self.volume.models.glob("*/versions/[0-9]*.json")}
-        # A directory that was put there by hand can't be asked for by its name.
-        return sorted(name for name in found if _is_name(name))
-
-    def versions(self, name: str) -> list[Version]:
-        """Return the versions of model `name`, oldest first; raise ModelNotFound if it has none."""
-        paths = sorted((self.volume.model(name) / "versions").glob("[0-9]*.json"))
-        versions = sorted((read_version(path) for path in paths), key=lambda version: version.version)
-        if not versions:
-            known = ", ".join(self.names()) or "none yet"
-            raise ModelNotFound(f"no model {name!r} in the registry (there: {known})")
-        return versions
-
-    def aliases(self, name: str) -> dict[str, int]:
-        """Return alias → version of model `name`; raise CheckpointCorrupt if its file is damaged."""
-        path = self.volume.model(name) / "aliases.json"
-        try:
-            return _ALIASES.validate_json(path.read_bytes(), strict=True)
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise CheckpointCorrupt(f"{path} can't be read as a model's aliases") from error
-
-    def resolve(self, reference: str) -> Located:
-        """Find what `reference` names; raise InvalidReference, ModelNotFound or RunNotFound."""
-        parsed = parse_reference(reference)
-        return self._locate_run(parsed) if isinstance(parsed, RunReference) else self._locate_version(parsed)
+    Where the volume shares an object store, each change is made there first, so that all hosts agree on it; it raises
+    StoreUnavailable where the store is away, and nothing has changed then.
+    """
 
     def publish(self, name: str, kind: str, run_id: str, checkpoint: Path, metrics: dict[str, float]) -> Version:
         """Register `checkpoint` as the next version of model `name` and move `latest` (and `best`) to it.
@@ -116,23 +50,25 @@ class Registry:
         CheckpointCorrupt if a file of the checkpoint is damaged, ModelNotFound if it is gone.
         """
         directory = self.volume.model(name)
-        relative = str(checkpoint.relative_to(self.volume.home))
         with volume_errors(directory), self._locked(directory):
-            existing = self.versions(name) if name in self.names() else []
-            check_kind(name, existing[-1].kind if existing else kind, kind)
-            for version in existing:
-                if (version.run_id, version.checkpoint) == (run_id, relative):
-                    pin(checkpoint, "model", f"{name}:{version.version}")
-                    if version is existing[-1]:
-                        # Whoever wrote it may have been killed before the aliases moved.
-                        self._point_at_newest(directory, existing, run_id)
-                    return version
-            number = existing[-1].version + 1 if existing else 1
-            digest = verify(checkpoint)
-            pin(checkpoint, "model", f"{name}:{number}")
-            version = Version(name, number, kind, run_id, relative, digest, metrics, _now())
-            _write_version(directory, version)
-            self._point_at_newest(directory, [*existing, version], run_id)
+            return self._agreed(directory, lambda: self._publish(directory, kind, run_id, checkpoint, metrics))
+
+    def _publish(self, directory: Path, kind: str, run_id: str, checkpoint: Path, metrics: dict[str, float]) -> Version:
+        name, relative = directory.name, str(checkpoint.relative_to(self.volume.home))
+        existing = sorted(self._known(directory).versions.values(), key=lambda version: version.version)
+        check_kind(name, existing[-1].kind if existing else kind, kind)
+        for version in existing:
+            if (version.run_id, version.checkpoint) == (run_id, relative):
+                pin(checkpoint, "model", f"{name}:{version.version}")
+                if version is existing[-1]:
+                    # Whoever wrote it may have been killed before the aliases moved.
+                    self._change(directory, _to_newest(existing), f"run {run_id}")
+                return version
+        number = existing[-1].version + 1 if existing else 1
+        digest = verify(checkpoint)
+        pin(checkpoint, "model", f"{name}:{number}")
+        version = Version(name, number, kind, run_id, relative, digest, metrics, _now())
+        self._change(directory, _to_newest([*existing, version]), f"run {run_id}", new=(version,))
         return version
 
     def set_alias(
@@ -151,120 +87,115 @@ class Registry:
         alias is no longer where it is `expected` (None: nowhere).
         """
         check_alias(alias)
-        with self._changing(name) as directory:
-            numbers = [each.version for each in self.versions(name)]
-            if version not in numbers:
-                there = ", ".join(map(str, numbers))
-                raise ModelNotFound(f"model {name!r} has no version {version} (there: {there})")
-            before = self.aliases(name)
-            if alias not in before and len(before) >= MAX_ALIASES:
-                raise Conflict(f"model {name!r} has {len(before)} aliases, which is the limit: delete one first")
-            if expected not in (ANYWHERE, before.get(alias)):
-                now = f"is {name}:{before[alias]}" if alias in before else "is gone"
-                raise Conflict(f"{name}@{alias} {now} by now: somebody else has moved it; look again, and try again")
-            self._move_aliases(directory, {alias: version}, by, details)
+        return self._changing(name, lambda: self._set_alias(name, alias, version, by, expected, details))
+
+    def _set_alias(
+        self, name: str, alias: str, version: int, by: str, expected: int | None, details: Mapping[str, Any] | None
+    ) -> int | None:
+        directory = self.volume.model(name)
+        known = self._known(directory)
+        if version not in known.versions:
+            there = ", ".join(map(str, sorted(known.versions)))
+            raise ModelNotFound(f"model {name!r} has no version {version} (there: {there})")
+        before = known.aliases
+        if alias not in before and len(before) >= MAX_ALIASES:
+            raise Conflict(f"model {name!r} has {len(before)} aliases, which is the limit: delete one first")
+        if expected not in (ANYWHERE, before.get(alias)):
+            now = f"is {name}:{before[alias]}" if alias in before else "is gone"
+            raise Conflict(f"{name}@{alias} {now} by now: somebody else has moved it; look again, and try again")
+        self._change(directory, {alias: version}, by, details)
         return before.get(alias)
 
     def delete_alias(self, name: str, alias: str, by: str) -> int:
         """Take `alias` of model `name` away; return where it pointed. Raises what `set_alias` does."""
         check_alias(alias)
-        with self._changing(name) as directory:
-            before = self.aliases(name)
+
+        def delete() -> int:
+            directory = self.volume.model(name)
+            before = self._known(directory).aliases
             if alias not in before:
                 raise ModelNotFound(f"model {name!r} has no alias {alias!r}")
-            self._move_aliases(directory, {alias: None}, by)
-        return before[alias]
+            self._change(directory, {alias: None}, by)
+            return before[alias]
+
+        return self._changing(name, delete)
 
     def note(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add a line to the history of model `name`, of a decision that moved nothing; raise what `set_alias` does."""
-        with self._changing(name) as directory:
-            _append(directory, [{"at": _now(), **entry}])
 
-    def history(self, name: str) -> list[dict[str, Any]]:
-        """Return the history of model `name`, oldest first; lines that a crash has cut short are passed over."""
-        entries = []
-        try:
-            lines = (self.volume.model(name) / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                entries.append(entry)
-        return entries
+        def note() -> None:
+            directory = self.volume.model(name)
+            self._record(directory, (), self._known(directory).aliases, [{"at": _now(), **entry}])
 
-    @contextmanager
-    def _changing(self, name: str) -> Iterator[Path]:
-        """Lock the directory of a model that is there; a wrong name is to leave none behind."""
-        self.versions(name)
+        self._changing(name, note)
+
+    def _changing(self, name: str, change: Callable[[], T]) -> T:
+        """Make a change to a model that is there; a wrong name is to leave no directory behind."""
+        if self._journal is None or name not in self._journal.names():
+            self.versions(name)
         directory = self.volume.model(name)
         with volume_errors(directory), self._locked(directory):
-            yield directory
+            return self._agreed(directory, change)
 
-    def _point_at_newest(self, directory: Path, versions: list[Version], run_id: str) -> None:
-        best = max(versions, key=lambda version: quality(version.kind, version.metrics))
-        self._move_aliases(directory, {"latest": versions[-1].version, "best": best.version}, f"run {run_id}")
+    def _agreed(self, directory: Path, change: Callable[[], T]) -> T:
+        """Make a change to what all hosts agree on: once more where another was quicker."""
+        while True:
+            self._catch_up(directory)
+            try:
+                return change()
+            except Behind:
+                continue
 
-    def _move_aliases(
+    def _known(self, directory: Path) -> ModelState:
+        """Return what is known of a model: by the journal, or where there is none by its files."""
+        if self._journal is not None and (state := self._journal.read(directory)) is not None:
+            return state
+        name = directory.name
+        versions = self.versions(name) if name in self.names() else []
+        return ModelState({each.version: each for each in versions}, self.aliases(name), ())
+
+    def _change(
         self,
         directory: Path,
         moves: Mapping[str, int | None],
         reason: str,
         details: Mapping[str, Any] | None = None,
+        new: Sequence[Version] = (),
     ) -> None:
         """Write where `moves` lead (None: nowhere), and a line of history for each that was elsewhere."""
-        before = self.aliases(directory.name)
+        before = self._known(directory).aliases
         after = {alias: number for alias, number in {**before, **moves}.items() if number is not None}
-        if after == before:
+        if after == before and not new:
             return
-        replace_json(directory / "aliases.json", after)
         changed = {alias: number for alias, number in moves.items() if before.get(alias) != number}
         basis = {"at": _now(), "by": reason, **(details or {})}
-        _append(
-            directory,
-            [{"alias": alias, "from": before.get(alias), "to": number, **basis} for alias, number in changed.items()],
-        )
+        lines = [
+            {"alias": alias, "from": before.get(alias), "to": number, **basis} for alias, number in changed.items()
+        ]
+        self._record(directory, new, after, lines)
 
-    @contextmanager
-    def _locked(self, directory: Path) -> Iterator[None]:
-        """Let one process at a time change a model; the kernel drops the lock with its holder."""
-        (directory / "versions").mkdir(parents=True, exist_ok=True)
-        with open(directory / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _record(
+        self, directory: Path, new: Sequence[Version], aliases: Mapping[str, int], lines: list[dict[str, Any]]
+    ) -> None:
+        if self._journal is not None:
+            self._journal.append(directory, self._with_what_was(directory, new, aliases, lines))
+            self._catch_up(directory)
+            return
+        for version in new:
+            write_version(directory, version)
+        if aliases != self.aliases(directory.name):
+            replace_json(directory / "aliases.json", dict(aliases))
+        _append(directory, lines)
 
-    def _locate_version(self, reference: ModelReference) -> Located:
-        # Aliases first: a version is written before they move to it, so that the versions read afterwards have it.
-        aliases = {} if reference.version is not None else self.aliases(reference.name)
-        versions = {version.version: version for version in self.versions(reference.name)}
-        number = reference.version
-        if number is None:
-            number = aliases.get(reference.alias)
-            if number is None and reference.alias == "latest":
-                number = max(versions)
-            if number is None:
-                raise ModelNotFound(f"model {reference.name!r} has no alias {reference.alias!r}")
-        if number not in versions:
-            there = ", ".join(str(each) for each in versions)
-            raise ModelNotFound(f"model {reference.name!r} has no version {number} (there: {there})")
-        version = versions[number]
-        return Located(self.volume.home / version.checkpoint, version.sha256, version.run_id, version)
-
-    def _locate_run(self, reference: RunReference) -> Located:
-        run = self.volume.run(reference.run_id)
-        if not run.is_dir():
-            raise RunNotFound(f"no run {reference.run_id!r} on the volume; 'tandem runs list' shows them")
-        if reference.step is not None:
-            checkpoint: Path | None = step_directory(run, reference.step)
-        else:
-            checkpoint = read_pointer(run, "best") or read_pointer(run, "latest")
-        if checkpoint is None or not checkpoint.is_dir():
-            steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in list_checkpoints(run)) or "none yet"
-            raise ModelNotFound(f"run {reference.run_id} has no such checkpoint (steps there: {steps})")
-        return Located(checkpoint, None, reference.run_id, None)
+    def _with_what_was(
+        self, directory: Path, new: Sequence[Version], aliases: Mapping[str, int], lines: list[dict[str, Any]]
+    ) -> Change:
+        """Return the change; the first one brings along what the volume had before there was a store."""
+        assert self._journal is not None
+        if self._journal.read(directory) is not None:
+            return Change(tuple(new), dict(aliases), tuple(lines))
+        versions = self.versions(directory.name) if directory.name in self.names() else []
+        return Change((*versions, *new), dict(aliases), (*self.history(directory.name), *lines))
 
 
 def check_alias(alias: str) -> None:
@@ -298,26 +229,10 @@ def describe(registry: Registry, name: str) -> dict[str, Any]:
     }
 
 
-def _is_name(name: str) -> bool:
-    try:
-        check_name(name, "model")
-    except InvalidName:
-        return False
-    return True
-
-
-def read_version(path: Path) -> Version:
-    """Read the file of a version; raise CheckpointCorrupt if it is damaged."""
-    try:
-        version = _VERSION.validate_json(path.read_bytes(), strict=True)
-        check_name(version.name, "model")
-    except (OSError, ValueError, InvalidName) as error:
-        raise CheckpointCorrupt(f"{path} can't be read as a model version") from error
-    return version
-
-
-def _write_version(directory: Path, version: Version) -> None:
-    replace_json(directory / "versions" / f"{version.version:04d}.json", asdict(version))
+def _to_newest(versions: Sequence[Version]) -> dict[str, int]:
+    """Return where `latest` and `best` lead, given all versions in order."""
+    best = max(versions, key=lambda version: quality(version.kind, version.metrics))
+    return {"latest": versions[-1].version, "best": best.version}
 
 
 def _append(directory: Path, entries: list[dict[str, Any]]) -> None:

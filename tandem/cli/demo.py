@@ -74,7 +74,7 @@ class Demo:
         self, settings: Settings, images: Path | None, text: Path | None, retrain: bool, as_json: bool
     ) -> None:
         self._settings = settings
-        self._volume = Volume(settings.home)
+        self._volume = Volume(settings.home, settings.checkpoint_store)
         self._images, self._text = images, text
         self._retrain = retrain
         self._as_json = as_json

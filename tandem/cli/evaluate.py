@@ -151,7 +151,7 @@ def _run(spec: Spec, scheduling: Scheduling, follow: bool, as_json: bool) -> "tu
     from tandem.volume import Volume
 
     settings = Settings.from_environment()
-    volume, store = Volume(settings.home), job_store(settings)
+    volume, store = Volume(settings.home, settings.checkpoint_store), job_store(settings)
     record = submit(spec, volume, store, celery_app(settings), scheduling)
     if follow:
         return follow_run(record.run_id, volume, store, quiet=as_json), volume

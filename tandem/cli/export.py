@@ -10,8 +10,8 @@ import click
 
 from tandem.checkpoints.card import parse_card
 from tandem.checkpoints.files import MODEL_FILE, read_verified
-from tandem.checkpoints.registry import Located, Registry
-from tandem.cli.output import console, json_option, open_volume, print_json
+from tandem.checkpoints.registry import Located
+from tandem.cli.output import console, json_option, open_registry, open_volume, print_json
 from tandem.errors import InvalidRequest
 from tandem.export.request import SUFFIXES, ExportRequest, FormatName, LanguageExportReport, check_output
 from tandem.export.sources import dataset_images, given_images
@@ -82,7 +82,7 @@ def export(
     if data and images_from:
         raise click.UsageError("--data and --images-from exclude each other")
     volume = open_volume()
-    located = Registry(volume).resolve(reference)
+    located = open_registry().resolve(reference)
     target = _target(located, format_name, output)
     check_output(target, force)
     request = ExportRequest(

@@ -127,7 +127,7 @@ def _local_steps(reference: str, prompt: str | None, words: int, sampling: dict[
     for word in sampling["stop"]:
         check_text(word, "stop word")
     settings = Settings.from_environment()
-    located = Registry(Volume(settings.home)).resolve(reference)
+    located = Registry(Volume(settings.home, settings.checkpoint_store)).resolve(reference)
     seed = pick_seed() if sampling["seed"] is None else sampling["seed"]
     request = GenerationRequest(
         checkpoint=located.checkpoint,

@@ -10,7 +10,7 @@ from tandem.checkpoints.card import parse_card
 from tandem.checkpoints.files import MODEL_FILE, NETWORK_FILE, read_verified
 from tandem.checkpoints.registry import Registry, describe
 from tandem.cli.export import export
-from tandem.cli.output import console, json_option, open_volume, print_json, table
+from tandem.cli.output import console, json_option, open_registry, print_json, table
 from tandem.cli.promote import promote, rollback
 from tandem.cli.serving import alias, load, unload, watch
 from tandem.cli.shadow import shadow
@@ -39,7 +39,7 @@ for command in (export, promote, rollback, load, unload, alias, shadow, watch):
 @json_option
 def list_(as_json: bool) -> None:
     """List the models. --json prints an array of {name, kind, latest, aliases, versions, metrics}."""
-    registry = Registry(open_volume())
+    registry = open_registry()
     documents = []
     for name in registry.names():
         try:
@@ -73,7 +73,7 @@ def show(reference: str, as_json: bool) -> None:
     B in a shape is the batch size. --json prints one object; its `layers` are [{name, type, input, output,
     num_parameters, num_shared, num_calls}], null for a checkpoint that was saved without them.
     """
-    registry = Registry(open_volume())
+    registry = open_registry()
     located = registry.resolve(reference)
     files = read_verified(located.checkpoint, (MODEL_FILE, NETWORK_FILE), located.digest)
     layers = from_json(files[NETWORK_FILE]) if NETWORK_FILE in files else None

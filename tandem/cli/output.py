@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, TandemError
 from tandem.settings import Settings
 from tandem.volume import Volume, replace_file
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from tandem.checkpoints.registry import Registry
 
 _PIPE_WIDTH = 1000
 
@@ -62,7 +64,8 @@ def table(*columns: str) -> "Table":
 
 def open_volume() -> Volume:
     """Return the volume that TANDEM_HOME names."""
-    return Volume(Settings.from_environment().home)
+    settings = Settings.from_environment()
+    return Volume(settings.home, settings.checkpoint_store)
 
 
 def check_output(path: Path) -> None:
@@ -80,3 +83,15 @@ def write_output(path: Path, text: str) -> None:
         replace_file(path, text.encode())
     except OSError as error:
         raise InvalidRequest(f"can't write {path}: {error.strerror or error}") from error
+
+
+def open_registry() -> "Registry":
+    """Return the registry of that volume, as all hosts have it; what can't be read of a store is told, and left."""
+    from tandem.checkpoints.registry import Registry
+
+    registry = Registry(open_volume())
+    try:
+        registry.catch_up_all()
+    except TandemError as error:
+        click.echo(f"tandem: as this volume has it: {error}", err=True)
+    return registry

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tandem.cli.output import json_option, open_volume, print_json
+from tandem.cli.output import json_option, open_registry, print_json
 from tandem.comparison.evidence import ALPHA
 from tandem.errors import Conflict
 from tandem.jobs.promotion_spec import PROMOTION_FILE
@@ -55,12 +55,12 @@ def promote(
     reason, evidence}.
     """
     from tandem.checkpoints.promotion import Gate, carry_out, decide, opponent, without_comparison
-    from tandem.checkpoints.registry import Registry, check_alias
+    from tandem.checkpoints.registry import check_alias
     from tandem.jobs.promotion_checks import check_version
 
     gate = Gate(min_gain, alpha)
     check_alias(alias)
-    registry = Registry(open_volume())
+    registry = open_registry()
     candidate = check_version(registry, reference, "NAME:VERSION")
     against = opponent(candidate.name, alias, against)
     if metric not in (None, _METRICS[candidate.kind]):
@@ -93,9 +93,8 @@ def rollback(name: str, alias: str, as_json: bool) -> None:
     """Point an alias of model NAME where it was before its last move. --json prints {name, alias, version,
     previous_version}."""
     from tandem.checkpoints.promotion import roll_back
-    from tandem.checkpoints.registry import Registry
 
-    previous, version = roll_back(Registry(open_volume()), name, alias, _who())
+    previous, version = roll_back(open_registry(), name, alias, _who())
     if as_json:
         print_json({"name": name, "alias": alias, "version": version, "previous_version": previous})
     else:
@@ -125,7 +124,7 @@ def _by_a_run(
     from tandem.volume import Volume
 
     settings = Settings.from_environment()
-    volume, store = Volume(settings.home), job_store(settings)
+    volume, store = Volume(settings.home, settings.checkpoint_store), job_store(settings)
     # Whoever has the alias when the comparison begins is what is to be beaten, unless another was named.
     values = {"model": f"{candidate.name}:{candidate.version}", "against": against, "alias": alias}
     values |= {"dataset": dataset, "split": split}

@@ -28,7 +28,7 @@ _LOG_POLL_S = 0.3
 
 def _context() -> tuple[Settings, Volume]:
     settings = Settings.from_environment()
-    return settings, Volume(settings.home)
+    return settings, Volume(settings.home, settings.checkpoint_store)
 
 
 @click.group()

@@ -65,7 +65,7 @@ def _connected() -> "tuple[Volume, JobStore, Celery]":
     from tandem.volume import Volume
 
     settings = Settings.from_environment()
-    return Volume(settings.home), job_store(settings), celery_app(settings)
+    return Volume(settings.home, settings.checkpoint_store), job_store(settings), celery_app(settings)
 
 
 def _queue(spec: "JobSpec", network: str, wish: Wish) -> None:

@@ -58,7 +58,7 @@ def up(detach: bool, port: int, tensorboard_port: int, no_tensorboard: bool, as_
 
 def _detached(settings: Settings, as_json: bool) -> None:
     """Start this same command again without a terminal, and wait until it is ready or has failed."""
-    volume = Volume(settings.home)
+    volume = Volume(settings.home, settings.checkpoint_store)
     if read_state(volume) is not None:
         raise Conflict(f"{settings.home} has a system running already; 'tandem status' shows it")
     with volume_errors(volume.local):
@@ -100,7 +100,7 @@ def _last_line(log: Path) -> str:
 def down(as_json: bool) -> None:
     """Stop what 'tandem up' started; runs in progress are saved first."""
     settings = Settings.from_environment()
-    state = read_state(Volume(settings.home))
+    state = read_state(Volume(settings.home, settings.checkpoint_store))
     if state is not None:
         os.kill(state.manager.pid, signal.SIGTERM)
         _await_end(state)
@@ -128,7 +128,7 @@ def status(as_json: bool) -> None:
 
 def system_status(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return for each service whether it answers, its address, and its process where we started it."""
-    state = read_state(Volume(settings.home))
+    state = read_state(Volume(settings.home, settings.checkpoint_store))
     found = find_system(settings)
     result: dict[str, dict[str, Any]] = {}
     for name in _SERVICES:

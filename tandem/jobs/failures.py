@@ -47,6 +47,7 @@ _BY_ERROR = {
     "OutOfMemory": Failure.OUT_OF_MEMORY,
     "VolumeUnavailable": Failure.VOLUME,
     "VolumeReadOnly": Failure.VOLUME,
+    "StoreUnavailable": Failure.VOLUME,
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from tandem.checkpoints.files import step_directory
 from tandem.checkpoints.pins import pin
 from tandem.checkpoints.references import RunReference, parse_reference
-from tandem.jobs.spec import ClassifierJob, EvaluationJob, JobSpec, TextEvaluationJob
+from tandem.jobs.spec import ClassifierJob, EvaluationJob, JobSpec, PromotionJob, TextEvaluationJob
 from tandem.volume import Volume
 
 
@@ -21,14 +21,21 @@ def pin_references(spec: JobSpec, run_id: str, volume: Volume) -> None:
 
 def referred_checkpoints(spec: JobSpec, volume: Volume) -> list[Path]:
     """Return the checkpoints that `spec` names as run:<run_id>/<step>."""
-    names: tuple[str | None, ...] = ()
-    if isinstance(spec, EvaluationJob | TextEvaluationJob):
-        names = (spec.model,)
-    elif isinstance(spec, ClassifierJob):
-        names = (spec.weights_from, spec.resume_from)
-    parsed = [parse_reference(name) for name in names if name]
+    parsed = [parse_reference(name) for name in named_models(spec)]
     return [
         step_directory(volume.run(each.run_id), each.step)
         for each in parsed
         if isinstance(each, RunReference) and each.step is not None
     ]
+
+
+def named_models(spec: JobSpec) -> tuple[str, ...]:
+    """Return the references to models and checkpoints of runs in `spec`."""
+    names: tuple[str | None, ...] = ()
+    if isinstance(spec, EvaluationJob | TextEvaluationJob):
+        names = (spec.model,)
+    elif isinstance(spec, PromotionJob):
+        names = (spec.model, spec.against)
+    elif isinstance(spec, ClassifierJob):
+        names = (spec.weights_from, spec.resume_from)
+    return tuple(name for name in names if name)

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tandem.checkpoints.store.inputs import share_inputs
+from tandem.checkpoints.store.objects import ObjectStore
 from tandem.errors import BrokerUnavailable, Conflict, InvalidJob
 from tandem.jobs import record as machine
 from tandem.jobs.chains import release_ready
@@ -108,6 +110,9 @@ def _create(spec: JobSpec, record: JobRecord, volume: Volume, store: "JobStore")
     try:
         with volume_errors(run):
             _write_run(run, spec, record)
+        if volume.store is not None:
+            # A worker may be on a host that does not see this volume.
+            share_inputs(ObjectStore(volume.store), run)
     except BaseException:
         shutil.rmtree(run, ignore_errors=True)
         raise

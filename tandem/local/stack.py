@@ -50,7 +50,7 @@ class Stack:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.settings = settings
-        self.volume = Volume(settings.home)
+        self.volume = Volume(settings.home, settings.checkpoint_store)
         # For people: without passwords. `broker` is set once it is known.
         self.addresses: dict[str, str] = {}
         self.broker: Broker

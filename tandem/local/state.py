@@ -76,7 +76,7 @@ def read_state(volume: Volume) -> SystemState | None:
 
 def find_system(settings: Settings) -> Found:
     """Say where broker and inference are."""
-    state = read_state(Volume(settings.home))
+    state = read_state(Volume(settings.home, settings.checkpoint_store))
     services = state.services if state else {}
     broker, inference = services.get("broker"), services.get("inference")
     return Found(

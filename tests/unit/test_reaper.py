@@ -157,3 +157,16 @@ def test_a_broker_that_lost_everything_gets_the_unfinished_runs_back(tmp_path: P
     assert setting.after(1) == []
     assert setting.store.records["r"] == setting.record
     assert setting.after(10) == ["r"]
+
+
+def test_a_sweep_asks_for_no_lease_by_itself_while_all_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker sweeps once a second: what it asks for each run grows with the square of the fleet."""
+    setting, asked = Setting(tmp_path), list[str]()
+    setting.start()
+    setting.store.acquire_lease("r", "elsewhere/1/1/x", 100.0)
+    monkeypatch.setattr(setting.store, "lease", lambda run_id: asked.append(run_id))
+    monkeypatch.setattr(setting.store, "held_leases", lambda run_ids: dict.fromkeys(run_ids, "elsewhere/1/1/x"))
+    assert setting.after(5) == []
+    assert asked == []
