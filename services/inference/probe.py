@@ -1,8 +1,8 @@
 """Whether the server that shares this environment serves: `python -m services.inference.probe`, for health checks.
 
-It asks `grpc.health.v1` on loopback, of the port in TANDEM_LISTEN. That needs no token. Where the server speaks TLS, its
-own certificate is what is trusted, under a name of its own; where it wants certificates of clients, those of
-TANDEM_TLS_CLIENT_CERT_FILE and TANDEM_TLS_CLIENT_KEY_FILE are shown.
+It asks `grpc.health.v1` on loopback, at the port of TANDEM_LISTEN; that needs no token. Where the server speaks TLS,
+its own certificate is trusted, under a name of its own; where it wants certificates of clients, those that
+TANDEM_TLS_CLIENT_CERT_FILE and TANDEM_TLS_CLIENT_KEY_FILE name are shown.
 """
 
 import ssl
