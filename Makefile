@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	--no-header --quiet
 
-.PHONY: help demo test test-unit lint format proto bench up lock secrets clean
+.PHONY: help demo test test-unit lint format proto bench gpu-check up lock secrets clean
 
 help:  ## Say what there is to make.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ proto: $(READY)  ## Generate tandem/wire/v1 and tandem/wire/oip from proto/.
 
 bench: $(READY)  ## Run the benchmarks; figures go to the terminal.
 	$(BIN)/python -m benchmarks
+
+gpu-check: $(READY)  ## Show that this host's GPU trains and serves, in bfloat16 too.
+	@$(BIN)/python -m services.gpu_check
 
 up: $(READY)  ## Run the whole system on this machine.
 	$(BIN)/tandem up
