@@ -84,7 +84,8 @@ def trained(project: Project) -> Project:
     project.cli("data", "prepare", "image-folder", "--source", "shapes", "--name", "shapes")
     project.cli("data", "prepare", "text", "--source", "text.txt", "--name", "words")
     for arch, name in (("resnet18", "a"), ("squeezenet1_1", "b")):
-        project.cli("train", "classifier", "--arch", arch, "--data", "shapes", "--epochs", "1", "--name", name)
+        options = ("--arch", arch, "--data", "shapes", "--epochs", "1", "--batch-size", "16", "--name", name)
+        project.cli("train", "classifier", *options)
     project.cli("train", "lm", "--model", "LSTM", "--data", "words", "--epochs", "1", "--name", "lm", *LM, "--follow")
     assert {run["state"] for run in project.json("runs", "list")} == {"SUCCEEDED"}
     return project
