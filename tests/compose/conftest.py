@@ -59,6 +59,8 @@ def built(engine: Engine, place: Path) -> Iterator[Project]:
     }
     project = Project(engine, command, f"tandem-test-{tag}", variables)
     try:
+        # One first: side by side they would each pack the layer that they share, of 6 GB.
+        project.compose("build", "trainer")
         project.compose("build")
         yield project
     finally:
