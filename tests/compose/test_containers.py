@@ -321,7 +321,7 @@ def test_with_tls_and_tokens_it_is_healthy_and_lets_in_who_has_one(trained: Proj
 @pytest.mark.skipif(not (current_compose() and old_compose()), reason="needs both generations of Compose")
 def test_the_other_generation_takes_the_project_over_with_all_that_is_in_it(trained: Project) -> None:
     models = {model["name"] for model in trained.json("models", "list")}
-    trained.compose("--profile", "metrics", "down", "--timeout", "30")
+    trained.compose("--profile", "metrics", "down", "--timeout", "1")
     other = old_compose()
     assert other is not None
     heir = Project(trained.engine, other, trained.name, trained.variables)

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
 
 from services import gpu_check
 from tandem.errors import Unavailable
+from tandem.volume import Volume
 
 
 def check(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -38,6 +39,6 @@ def test_a_device_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch
         gpu_check.look("cpu")
 
 
-def test_training_that_fails_is_told_with_its_reason(tmp_path: Any) -> None:
+def test_training_that_fails_is_told_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"training failed: .*cuda:7"):
-        gpu_check.train(gpu_check.Volume(tmp_path), "cuda:7")
+        gpu_check.train(Volume(tmp_path), "cuda:7")
