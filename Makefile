@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	--no-header --quiet
 
-.PHONY: help demo test test-unit lint format proto bench up lock clean
+.PHONY: help demo test test-unit lint format proto bench gpu-check up lock secrets clean
 
 help:  ## Say what there is to make.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,12 +40,27 @@ proto: $(READY)  ## Generate tandem/wire/v1 and tandem/wire/oip from proto/.
 bench: $(READY)  ## Run the benchmarks; figures go to the terminal.
 	$(BIN)/python -m benchmarks
 
+gpu-check: $(READY)  ## Show that this host's GPU trains and serves, in bfloat16 too.
+	@$(BIN)/python -m services.gpu_check
+
 up: $(READY)  ## Run the whole system on this machine.
 	$(BIN)/tandem up
 
-lock:  ## Compile requirements.lock from pyproject.toml (needs uv).
-	uv pip compile pyproject.toml --group dev --extra s3 --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+# Those of the images begin as copies of the whole one, whose versions uv then keeps.
+lock:  ## Compile requirements.lock, and those of the images, from pyproject.toml (needs uv).
+	$(COMPILE) pyproject.toml --group dev --extra s3 --output-file requirements.lock
+	for image in installer torch trainer inference cli; do \
+		cp requirements.lock requirements/$$image.lock && \
+		$(COMPILE) --group $$image --output-file requirements/$$image.lock || exit 1; \
+	done
+
+secrets: secrets/redis_password  ## Make the broker's password for compose.yaml, once.
+
+# The directory keeps others of this host out; within containers the file is read by users who do not own it.
+secrets/redis_password:
+	@install -d -m 700 secrets
+	@head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' | install -m 444 /dev/stdin $@
+	@echo "$@ is the broker's password from now on"
 
 clean:  ## Remove the environment and caches; the demo's models in .demo stay.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -17,6 +17,7 @@ from tandem.cli.findings import Finding
 from tandem.cli.output import console, json_option, print_json, table
 from tandem.errors import TandemError, Unavailable
 from tandem.settings import Settings
+from tandem.volume import Volume
 
 _LEAST_FREE_BYTES = 2 * 2**30
 _TORCH_TIMEOUT_S = 120.0
@@ -72,15 +73,23 @@ def _torch(_: Settings) -> list[Finding]:
 
 
 def _volume(settings: Settings) -> list[Finding]:
-    home = settings.home
-    existing = next(path for path in (home, *home.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return [Finding("volume", "bad", f"{home} can't be written", "set TANDEM_HOME to a folder of yours")]
-    free = shutil.disk_usage(existing).free
-    detail = f"{home}, {free / 2**30:.1f} GiB free"
+    places = _written(Volume(settings.home))
+    for place in sorted(places):
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            named = place if place.is_relative_to(settings.home) else settings.home
+            detail = f"{named} can't be written"
+            return [Finding("volume", "bad", detail, "set TANDEM_HOME to a folder of yours")]
+    free = min(shutil.disk_usage(place).free for place in places)
+    detail = f"{settings.home}, {free / 2**30:.1f} GiB free"
     if free < _LEAST_FREE_BYTES:
         return [Finding("volume", "bad", detail, "make room, or set TANDEM_HOME to a larger volume")]
     return [Finding("volume", "ok", detail)]
+
+
+def _written(volume: Volume) -> set[Path]:
+    """Return the folders of the volume, each of which may be a mount of its own, or where they will come to be."""
+    folders = (volume.datasets, volume.runs, volume.models)
+    return {next(path for path in (folder, *folder.parents) if path.exists()) for folder in folders}
 
 
 def _broker_binary(settings: Settings) -> list[Finding]:
