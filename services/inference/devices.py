@@ -105,6 +105,16 @@ class Devices:
         """Items that calls hold room for."""
         return sum(scheduler.num_items for scheduler in self)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the requests of those calls."""
+        return sum(scheduler.num_bytes for scheduler in self)
+
+    @property
+    def num_streams(self) -> int:
+        """Streams of texts that are open."""
+        return sum(scheduler.num_streams for scheduler in self)
+
     def close(self) -> None:
         """Close all of them."""
         for scheduler in self:

@@ -80,6 +80,8 @@ class ServerMetrics:
 
     def _whole(self, num_loaded: int) -> Iterator[Metric]:
         yield _gauge("admitted_items", "Items whose callers have not been answered", [((), self.devices.num_items)])
+        yield _gauge("admitted_bytes", "Bytes of their requests", [((), self.devices.num_bytes)])
+        yield _gauge("admitted_streams", "Texts whose callers have not been answered", [((), self.devices.num_streams)])
         yield _gauge("models_loaded", "Versions in memory", [((), num_loaded)])
         yield _histogram("model_load_duration_seconds", "Loads that succeeded", (), [((), self.loads.seconds)])
         yield _counter("model_load_failures", "Loads that failed", (), [((), self.loads.num_failures)])

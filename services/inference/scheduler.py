@@ -72,6 +72,16 @@ class DeviceScheduler:
         return self._room.num_items
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the requests of those calls."""
+        return self._room.num_bytes
+
+    @property
+    def num_streams(self) -> int:
+        """Streams of texts that are open."""
+        return self._room.num_streams
+
+    @property
     def num_waiting(self) -> int:
         """Items in the queue that have not begun."""
         with self._changed:

@@ -374,7 +374,7 @@ async def test_what_waits_for_the_device_is_told(scheduler: DeviceScheduler) -> 
     )
     holding = asyncio.create_task(scheduler.run(lambda: opened.wait(60)))
     await asyncio.sleep(0)
-    with scheduler.admit(2, runtime) as place:
+    with scheduler.admit(2, runtime, num_bytes=96) as place, scheduler.admit(1, runtime, stream=True):
         asking = asyncio.create_task(place.predict(runtime, torch.zeros(2, 3, 4, 4, dtype=torch.uint8)))
         try:
             async with asyncio.timeout(10):
@@ -386,7 +386,7 @@ async def test_what_waits_for_the_device_is_told(scheduler: DeviceScheduler) -> 
             await asyncio.gather(holding, asking)
     assert found['pending_request_count{model="tiny",version="1"}'] == 1
     assert found['pending_items{model="tiny",version="1"}'] == 2
-    assert found["admitted_items"] == 2
+    assert (found["admitted_items"], found["admitted_bytes"], found["admitted_streams"]) == (3, 96, 1)
 
 
 async def test_two_runtimes_of_a_model_count_together(scheduler: DeviceScheduler) -> None:
