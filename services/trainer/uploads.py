@@ -1,7 +1,8 @@
 """Uploads the checkpoints of one attempt while it computes, in a thread of the supervisor.
 
-What the volume keeps, the store gets, the newest first; what the volume removes is removed there. The store may be away
-for as long as it likes: training goes on, the log says so once, and what is newest by then is uploaded when it is back.
+What the volume keeps, the store gets, the newest first; what a run has pruned is removed there. A checkpoint that is
+damaged, or gone with its disk, stays in the store, which is there for that. The store may be away for as long as it
+likes: training goes on, the log says so once, and what is newest by then is uploaded when it is back.
 """
 
 import logging
@@ -15,11 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tandem.checkpoints.files import list_checkpoints, manifest_digest
+from tandem.checkpoints.protection import pins_in_force
 from tandem.checkpoints.store.attempts import begin_attempt, check_attempt
 from tandem.checkpoints.store.objects import ObjectStore
 from tandem.checkpoints.store.transfer import Stored, list_stored, remove_stored, stored_name, upload_checkpoint
 from tandem.errors import CheckpointCorrupt, Superseded, TandemError
 from tandem.logs import run_logger
+from tandem.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +104,7 @@ class Uploads:
                 self._wake.wait(_LOOK_S)
             except Superseded as error:
                 self._superseded = error
-            except (TandemError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whoever waits for this thread would wait for ever
                 self._say_away(error)
                 self._over.wait(retry_s)
                 retry_s = min(2 * retry_s, _LAST_RETRY_S)
@@ -145,18 +148,39 @@ class Uploads:
         self._log.info("run %s: %s is in the store (%.1f MB, %.1f s)", self._run.name, name, num_bytes / 1e6, seconds)
 
     def _remove_what_is_gone(self) -> None:
-        """Remove from the store what this attempt saw on the volume, and the volume has removed since."""
+        """Remove from the store what this attempt saw on the volume, and the run has pruned since."""
         assert self._stored is not None
-        here = {folder for checkpoint in list_checkpoints(self._run) if (folder := _folder(checkpoint)) is not None}
-        self._seen |= here & self._stored.keys()
-        for folder in self._seen - here:
-            remove_stored(self._store, [self._stored[folder]])
-            self._seen.discard(folder)
-            del self._stored[folder]
+        pruned = self._pruned(self._stored)
+        if not pruned or self._over.is_set():
+            return
+        pins = pins_in_force(Volume(self._run.parent.parent), self._run.name)
+        if pins.unreadable:
+            return
+        check_attempt(self._store, self._run.name, self._attempt)
+        for stored in pruned:
+            if stored.step not in pins.steps:
+                remove_stored(self._store, [stored])
+                self._seen.discard(stored.folder)
+                del self._stored[stored.folder]
+
+    def _pruned(self, there: dict[str, Stored]) -> list[Stored]:
+        """Return what is in the store, was here, and has gone from here, while a later one is both here and there.
+
+        A run prunes what later checkpoints make superfluous, and never its newest. A volume that is gone shows none.
+        """
+        here = list_checkpoints(self._run)
+        whole = {folder for checkpoint in here if (folder := _folder(checkpoint)) in there}
+        self._seen |= whole
+        names, newest = {checkpoint.name for checkpoint in here}, max((there[each].step for each in whole), default=-1)
+        seen = [there[folder] for folder in sorted(self._seen)]
+        return [each for each in seen if each.name not in names and each.step < newest]
 
     def _say_away(self, error: Exception) -> None:
         if not self._is_away:
-            self._log.warning("run %s goes on, and what it saves is uploaded later: %s", self._run.name, error)
+            # Whoever runs the store can mend what it says; for anything else there is where it came from.
+            origin = None if isinstance(error, TandemError | OSError) else error
+            message = "run %s goes on, and what it saves is uploaded later: %s"
+            self._log.warning(message, self._run.name, error, exc_info=origin)
         self._is_away = True
 
     def _say_back(self) -> None:
@@ -166,7 +190,7 @@ class Uploads:
 
 
 def _folder(checkpoint: Path) -> str | None:
-    """Return the folder that a checkpoint has in the store, None where it is gone."""
+    """Return the folder that a checkpoint has in the store, None where it is gone or can't be read."""
     try:
         return stored_name(checkpoint.name, manifest_digest(checkpoint))
     except OSError:

@@ -234,7 +234,8 @@ def test_a_preparation_that_is_stopped_goes_on(shell: Shell, many_pictures: Path
     assert process.returncode == (-signal.SIGKILL if blow == "kill" else 130)
     assert "Traceback" not in errors
     if blow == "interrupt":
-        assert errors.split("\n", 1)[0] == "tandem: interrupted; the same command goes on from here"
+        # On a busy machine lines of progress come before it.
+        assert "tandem: interrupted; the same command goes on from here" in errors.split("\n")
     for _ in range(100):
         if not processes_of(process.pid):
             break

@@ -14,6 +14,7 @@ from waiting import wait_for
 from services.trainer.stored_runs import StoredRuns
 from services.trainer.uploads import Uploads
 from tandem.checkpoints.files import WEIGHTS_FILE, list_checkpoints, remove_checkpoints, verify, write_checkpoint
+from tandem.checkpoints.pins import pin
 from tandem.checkpoints.store.attempts import begin_attempt
 from tandem.checkpoints.store.inputs import share_inputs
 from tandem.checkpoints.store.objects import ObjectStore
@@ -64,6 +65,71 @@ def test_the_store_follows_the_volume(s3: S3Server, tmp_path: Path) -> None:
         assert uploads.finish(soon())
         assert steps(s3.store) == [2]
     assert list((run / "uploading").iterdir()) == []
+
+
+def test_what_is_damaged_or_gone_with_its_disk_stays_in_the_store(s3: S3Server, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    first, second = save(run, 1), save(run, 2)
+    with Uploads(s3.store, run, 1) as uploads:
+        assert uploads.finish(soon())
+        manifest = first / "manifest.json"
+        manifest.write_bytes(manifest.read_bytes().replace(b"0", b"1", 1))
+        assert uploads.finish(soon())
+        assert steps(s3.store) == [1, 2]
+        remove_checkpoints([second])
+        assert uploads.finish(soon())
+        assert steps(s3.store) == [1, 2]
+        shutil.rmtree(run / "checkpoints")
+        assert uploads.finish(soon())
+        assert steps(s3.store) == [1, 2]
+        # From here on the run prunes as ever.
+        save(run, 3)
+        assert uploads.finish(soon())
+        assert steps(s3.store) == [3]
+
+
+def test_what_a_version_pins_stays_in_the_store(s3: S3Server, tmp_path: Path) -> None:
+    volume = Volume(tmp_path)
+    run = volume.run("r")
+    first = save(run, 1)
+    save(run, 2)
+    volume.run("other").mkdir()
+    pin(first, "run", "other")
+    with Uploads(s3.store, run, 1) as uploads:
+        assert uploads.finish(soon())
+        shutil.rmtree(first)
+        assert uploads.finish(soon())
+    assert steps(s3.store) == [1, 2]
+
+
+def test_objects_of_others_are_passed_over(s3: S3Server, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    save(run, 1)
+    for name in ("checkpoints/README", "checkpoints/other/manifest.json", "attempts/README"):
+        s3.store.put(f"runs/r/{name}", b"something")
+    with Uploads(s3.store, run, 1) as uploads:
+        assert uploads.finish(soon())
+    assert steps(s3.store) == [1]
+
+
+def test_an_error_of_our_own_is_told_and_tried_again(
+    s3: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "r"
+    save(run, 1)
+    failures = iter([ValueError("a slip")])
+
+    class Slips(ObjectStore):
+        def sizes(self, folder: str) -> dict[str, int]:
+            for failure in failures:
+                raise failure
+            return super().sizes(folder)
+
+    with Uploads(Slips(s3.address), run, 1) as uploads:
+        assert uploads.finish(soon())
+    assert steps(s3.store) == [1]
+    assert "a slip" in caplog.text
+    assert "Traceback" in caplog.text
 
 
 def test_a_checkpoint_that_is_removed_while_it_goes_up_is_whole_in_the_store(s3: S3Server, tmp_path: Path) -> None:

@@ -24,4 +24,5 @@ def check_attempt(store: ObjectStore, run_id: str, attempt: int) -> None:
 
 def newest_attempt(store: ObjectStore, run_id: str) -> int:
     """Return the newest attempt that has begun, 0 before the first."""
-    return max((int(name.rpartition("/")[2]) for name in store.sizes(f"runs/{run_id}/attempts")), default=0)
+    names = (name.rpartition("/")[2] for name in store.sizes(f"runs/{run_id}/attempts"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)

@@ -16,7 +16,14 @@ from tandem.checkpoints.store.journal import Journal, ModelState
 from tandem.checkpoints.store.objects import ObjectStore
 from tandem.checkpoints.store.transfer import Stored, download_checkpoint, find_stored
 from tandem.checkpoints.version import Version, version_path
-from tandem.errors import CheckpointCorrupt, InvalidName, ModelNotFound, TandemError
+from tandem.errors import (
+    CheckpointCorrupt,
+    InvalidName,
+    ModelNotFound,
+    StoreUnavailable,
+    TandemError,
+    VolumeUnavailable,
+)
 from tandem.names import check_name
 from tandem.sizes import format_size
 from tandem.volume import Volume
@@ -78,7 +85,8 @@ class StoreCache:
             if num_bytes is None:
                 continue
             if num_bytes > left:
-                left = 0
+                # Nothing less wanted takes the place of what would fit once there is room.
+                left = 0 if num_bytes <= self._bound else left
                 self._say_once(f"{version.name}:{version.version}", MemoryError(f"no room in {bound}"))
                 continue
             wanted.append(version)
@@ -108,6 +116,11 @@ class StoreCache:
         except CheckpointCorrupt as error:
             # Objects are never altered: what is damaged stays so, until this server starts anew.
             self._say_once(version.sha256, error)
+        except StoreUnavailable:
+            raise
+        except VolumeUnavailable as error:
+            # A full disk: what fits is looked for all the same, and this one again the next time.
+            self._say_once(f"{version.name}:{version.version}", error)
 
     def _evict(self, states: dict[str, ModelState], wanted: Sequence[Version]) -> None:
         kept = {self._place(version) for version in wanted}

@@ -59,8 +59,10 @@ def stored_name(name: str, digest: str) -> str:
 def list_stored(store: ObjectStore, run_id: str) -> list[Stored]:
     """Return the checkpoints of a run that have a manifest, oldest first."""
     sizes: dict[str, dict[str, int]] = {}
-    for name, num_bytes in store.sizes(f"runs/{run_id}/checkpoints").items():
-        _, _, _, folder, file = name.split("/", 4)
+    place = f"runs/{run_id}/checkpoints"
+    for name, num_bytes in store.sizes(place).items():
+        # What somebody else has left there lies in no folder, or in another.
+        folder, _, file = name.removeprefix(f"{place}/").partition("/")
         sizes.setdefault(folder, {})[file] = num_bytes
     found = [
         Stored(run_id, match[1], folder, sum(files.values()))
