@@ -38,25 +38,28 @@ class Backlog:
         longer_s = 0.0 if alone else (self.num_workers - 1) * lane.fit.duration_s(min(num_items, most), now)
         return lane.fit.duration_s(num_items, now, most) + longer_s
 
-    def wait_s(self, lane: Lane, num_items: int, priority: Priority, now: float) -> float:
+    def wait_s(self, lane: Lane, num_items: int, priority: Priority, now: float, joins: bool = True) -> float:
         """Return the estimate of how long `num_items` more of `lane` would take from now to their answer.
 
-        What has been let in and is still on its way here, being decoded, is ahead of them.
+        What has been let in and is still on its way here, being decoded, is ahead of them. Items that do not join
+        others have the device alone.
         """
         # Where others wait, batches will soon confirm the estimate or mend it; an idle model is tried now and then.
         seen_by = None if any(lane.waiting) else now
-        most = self.most(lane)
         num_ahead = lane.as_urgent(priority) + self._num_coming(lane)
-        alone = num_ahead + num_items < lane.beside_from or not lane.beside_from
-        ahead_s = lane.fit.duration_s(num_ahead, seen_by, most)
-        ahead_s += self.span_s(lane, num_items, alone, seen_by)
+        are_few = not self.running and num_ahead + num_items < lane.beside_from
+        alone = are_few or not joins or not lane.beside_from
+        ahead_s = lane.fit.duration_s(num_ahead, seen_by, self.most(lane))
+        own_s = self.span_s(lane, num_items, alone, seen_by)
         # Lanes share the device: while this one is served for so long, no other gets more than that.
         others_s = sum(
-            min(ahead_s, other.fit.duration_s(other.as_urgent(priority), None, self.most(other)))
+            min(ahead_s + own_s, other.fit.duration_s(other.as_urgent(priority), None, self.most(other)))
             for other in self.active
             if other is not lane
         )
-        return self._rest_s(now) + ahead_s + others_s
+        if not alone and self.num_idle and not ahead_s and not others_s:
+            return own_s
+        return self._rest_s(now, alone) + ahead_s + own_s + others_s
 
     def share_s(self, lane: Lane, num_items: int) -> float:
         """Return what `num_items` of `lane` take of full batches."""
@@ -66,7 +69,7 @@ class Backlog:
     def all_s(self, now: float) -> float:
         """Return the estimate of how long all that waits and runs will take."""
         waiting = (lane.fit.duration_s(sum(lane.num_waiting), None, self.most(lane)) for lane in self.active)
-        return self._rest_s(now) + sum(waiting)
+        return self._rest_s(now, alone=False) + sum(waiting)
 
     def overdue_s(self, now: float) -> float:
         """Return how much longer what runs has taken than it was expected to."""
@@ -77,10 +80,12 @@ class Backlog:
         num_running = sum(batch.num_items for batch in self.running if batch.lane is lane)
         return max(0, lane.num_admitted - sum(lane.num_waiting) - num_running)
 
-    def _rest_s(self, now: float) -> float:
-        return sum(
-            max(0.0, self._left_s(batch, now)) / (1 if batch.alone else self.num_workers) for batch in self.running
-        )
+    def _rest_s(self, now: float, alone: bool) -> float:
+        """Return how long what runs holds others up: all of it what is to run alone, else its share of the device."""
+        left = [(max(0.0, self._left_s(batch, now)), batch) for batch in self.running]
+        if alone:
+            return max((left_s for left_s, _ in left), default=0.0)
+        return sum(left_s / (1 if batch.alone else self.num_workers) for left_s, batch in left)
 
     def _left_s(self, batch: Batch, now: float) -> float:
         """Return the estimate of how long `batch` still runs; below zero if it should have ended."""

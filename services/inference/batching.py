@@ -7,7 +7,7 @@ the device to itself, and so have a few images on an idle device, which are answ
 """
 
 from services.inference.backlog import Backlog
-from services.inference.lanes import PROMOTE_AFTER_S, Batch, Job, Lane, Part, Turn
+from services.inference.lanes import PROMOTE_AFTER_S, Batch, Job, Lane, Part, Priority, Turn
 
 # Large enough for the best throughput that eager torch has on a CPU, small enough to let others in.
 MAX_BATCH = 32
@@ -69,11 +69,13 @@ class BatchQueue:
             if head is None:
                 continue
             alone = self._runs_alone(head)
-            turn.due_at = None
             if not alone or not self.backlog.running:
+                turn.due_at = None
                 turn.batch = Batch(lane, self._fill(head, alone, now, turn), now, alone)
                 self.backlog.running.append(turn.batch)
-            # Else the others end first, and until then nothing overtakes it.
+            elif head.deadline is not None:
+                # The others end first, and until then nothing as urgent overtakes it; unless it is late by then.
+                turn.due_at = min(head.deadline, turn.due_at or head.deadline)
             break
         return turn
 
@@ -122,16 +124,32 @@ class BatchQueue:
 
     def _ready_at(self, lane: Lane) -> float:
         """Return since or from when `lane` need not wait: enough for a batch, or its oldest has waited for long."""
-        oldest = min(job.queued_at for job in lane.heads())
-        enough = most = self.backlog.most(lane)
-        are_beside = lane.beside_from and any(batch.lane.beside_from for batch in self.backlog.running)
-        if are_beside and not lane.num_announced:
+        heads = list(lane.heads())
+        oldest = min(job.queued_at for job in heads)
+        if any(job.kind is None for job in heads) or sum(lane.num_waiting) >= self._enough(lane, oldest):
+            return oldest
+        # So that none is late by waiting, nor by a hair.
+        in_time = (self._last_moment(job) - self._max_delay_s for job in heads if job.deadline is not None)
+        return min([oldest + self._max_delay_s, *in_time])
+
+    def _enough(self, lane: Lane, oldest: float) -> int:
+        """Return for how many items `lane` begins a batch at once."""
+        beside = [batch for batch in self.backlog.running if batch.lane.beside_from] if lane.beside_from else []
+        if any(batch.lane is lane and oldest <= batch.started_at for batch in beside):
+            # What was cut: the other workers take the rest of it.
+            return 1
+        if lane.num_announced:
+            return self.backlog.most(lane)
+        if beside and not lane.waiting[Priority.HIGH]:
             # The device is not idle: a better batch is worth waiting for. Alone an image takes 1.6 times as much of it.
-            enough = most // 2
-        elif not lane.num_announced:
-            enough = 1
-        alone = any(job.kind is None for job in lane.heads())
-        return oldest if alone or sum(lane.num_waiting) >= enough else oldest + self._max_delay_s
+            return self.backlog.most(lane) // 2
+        return 1
+
+    def _last_moment(self, job: Job) -> float:
+        assert job.deadline is not None
+        num_items = max(job.num_items - job.num_taken, job.lane.as_urgent(job.priority))
+        num_items = min(num_items, self.backlog.most(job.lane))
+        return job.deadline - MARGIN * self.backlog.span_s(job.lane, num_items, alone=False)
 
     def _runs_alone(self, head: Job) -> bool:
         """Return whether the batch that begins with `head` has the device to itself."""
@@ -142,9 +160,12 @@ class BatchQueue:
 
     def _head(self, lane: Lane, now: float, turn: Turn) -> Job | None:
         """Return the job of `lane` that is next; those whose time has run out leave for `turn`."""
-        while (job := self._most_urgent(lane, now)) is not None and self._is_late(job, now, 0, self._runs_alone(job)):
+        while (job := self._most_urgent(lane, now)) is not None:
+            alone = self._runs_alone(job)
+            if not self._is_late(job, now, 0, self._room(lane, alone), alone):
+                return job
             self._drop_late(job, turn)
-        return job
+        return None
 
     def _room(self, lane: Lane, alone: bool) -> int:
         """Return how many items the next batch of `lane` may have: free workers share what waits."""
@@ -162,10 +183,11 @@ class BatchQueue:
             job = self._most_urgent(lane, now)
             if job is None:
                 break
-            if self._is_late(job, now, num_taken, alone):
+            if self._is_late(job, now, num_taken, size, alone):
                 self._drop_late(job, turn)
                 continue
-            if not self._may_join(job, parts, now, num_taken, alone):
+            num_items = min(size, num_taken + job.num_items - job.num_taken)
+            if not self._may_join(job, parts, now + self.backlog.span_s(lane, num_items, alone, now)):
                 break
             parts.append(self._take(job, size - num_taken))
             num_taken += parts[-1].end - parts[-1].first
@@ -175,27 +197,24 @@ class BatchQueue:
         self.cancel(job)
         turn.late.append(job)
 
-    def _is_late(self, job: Job, now: float, num_taken: int, alone: bool) -> bool:
-        """Return whether the answer to `job` would come after its deadline, even in the batch that is made now."""
+    def _is_late(self, job: Job, now: float, num_taken: int, size: int, alone: bool) -> bool:
+        """Return whether the answer to `job` would come after its deadline, even in the batch of `size` made now."""
         if job.deadline is None:
             return False
         if now >= job.deadline or not job.whole:
             return now >= job.deadline
         lane = job.lane
-        most = self.backlog.most(lane, alone)
         num_left = job.num_items - job.num_taken
         num_items = max(num_left, num_taken + lane.as_urgent(job.priority))
-        if num_left <= most:
-            num_items = min(num_items, most)
-        span_s = self.backlog.span_s(lane, num_items, alone, now)
-        return now + MARGIN * span_s > job.deadline
+        if num_left <= self.backlog.max_batch:
+            # Of those it shares a batch with, no more than fit; a larger job lets the others in between.
+            num_items = min(num_items, max(num_left, size))
+        return now + MARGIN * self.backlog.span_s(lane, num_items, alone, now) > job.deadline
 
-    def _may_join(self, job: Job, parts: list[Part], now: float, num_taken: int, alone: bool) -> bool:
-        """Return whether `job` fits in with `parts`: of their kind, and no more urgent one is late by it."""
+    def _may_join(self, job: Job, parts: list[Part], ends_at: float) -> bool:
+        """Return whether `job` may share a batch with `parts` that ends then: of one kind, and no urgent one is late."""
         if job.kind is None or job.kind != parts[0].job.kind:
             return False
-        num_items = min(self.backlog.most(job.lane, alone), num_taken + job.num_items - job.num_taken)
-        ends_at = now + self.backlog.span_s(job.lane, num_items, alone, now)
         urgent = (part.job.deadline for part in parts if part.job.priority < job.priority)
         return all(deadline is None or ends_at <= deadline for deadline in urgent)
 
@@ -211,7 +230,7 @@ class BatchQueue:
             jobs.pop(job)
             job.waits = False
             self._retire(lane)
-        elif job.num_items - end > self.backlog.most(lane):
+        elif job.num_items - end > self.backlog.max_batch:
             # With more than a batch to go it lets the others in between.
             jobs.move_to_end(job)
         return Part(job, first, end)

@@ -59,13 +59,17 @@ class Call:
     beside: Callable[[Tensor], Tensor] | None = None
     # By the place of their first item: parts that run beside each other end in any order.
     outputs: dict[int, Any] = field(default_factory=dict)
-    compute_s: float = 0.0
-    _computed_until: float = 0.0
+    # When batches of it began and ended.
+    computed: list[tuple[float, float]] = field(default_factory=list)
 
-    def computed(self, started_at: float, ended_at: float) -> None:
-        """Count the time of a batch; what two of them ran beside each other counts once."""
-        self.compute_s += max(0.0, ended_at - max(started_at, self._computed_until))
-        self._computed_until = max(self._computed_until, ended_at)
+    @property
+    def compute_s(self) -> float:
+        """How long it was computed; what two batches ran beside each other counts once."""
+        total_s, until = 0.0, 0.0
+        for started_at, ended_at in sorted(self.computed):
+            total_s += max(0.0, ended_at - max(started_at, until))
+            until = max(until, ended_at)
+        return total_s
 
 
 def compute(batch: Batch) -> None:
@@ -118,8 +122,9 @@ def answer(ended: Sequence[Job], ended_at: float) -> None:
     answers: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Done[Any]]]] = {}
     for job in ended:
         call: Call = job.payload
-        waited_s = ended_at - job.queued_at - call.compute_s
-        done = Done(_joined(call.outputs), max(0.0, waited_s) * 1000, call.compute_s * 1000)
+        compute_s = call.compute_s
+        waited_s = ended_at - job.queued_at - compute_s
+        done = Done(_joined(call.outputs), max(0.0, waited_s) * 1000, compute_s * 1000)
         answers.setdefault(call.loop, []).append((call.future, done))
     for loop, pairs in answers.items():
         _tell(loop, partial(_set_results, pairs))

@@ -18,8 +18,8 @@ def freeze_imports(later: Sequence[str] = ()) -> None:
     """
     began = time.perf_counter()
     for name in later:
-        # Whoever needs it says that it is missing.
-        with suppress(ImportError):
+        # Whoever needs it says that it is missing or broken.
+        with suppress(Exception):
             import_module(name)
     gc.collect()
     gc.freeze()

@@ -30,10 +30,10 @@ from tandem.volume import Volume
 from tandem.wire.results import RuntimeDetails
 
 # What loading needs at its worst, as multiples of the weights' file. A checkpoint is read, parsed and put into the
-# network: three times its weights for a moment. A classifier then keeps two to three and a half of them on a CPU, and
-# 10 to 40 MiB for the kernels of every size of batch (64 px: ResNet-18 150 MiB of 43, ResNet-50 303 of 91, MobileNet v3
-# small 39 of 7). DenseNet-121 keeps ten (279 of 28): its second version reserves what its first one took.
-_CLASSIFIER, _LANGUAGE_MODEL = 4, 3
+# network: three times its weights for a moment. A classifier then keeps itself and two compiled forms on a CPU, with
+# the kernels of every size of batch (64 px, two threads: ResNet-18 247 MiB of 43, ResNet-50 502 of 91). DenseNet-121
+# keeps ten times (279 of 28): its second version reserves what its first one took.
+_CLASSIFIER, _LANGUAGE_MODEL = 5, 3
 _KERNELS = 64 * 2**20
 # A word of a vocabulary: the string, its place in a list and in a dictionary.
 _WORD = 150

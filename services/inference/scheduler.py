@@ -26,6 +26,7 @@ from services.inference.admission import Limits, Load, Room
 from services.inference.batching import MARGIN, MAX_BATCH, MAX_DELAY_S, BatchQueue
 from services.inference.calls import Call, Done, Order, answer, compute, fail
 from services.inference.lanes import Batch, Job, Lane, Priority, Turn
+from services.inference.niceness import give_way
 from services.inference.place import Place, Predicts
 from services.inference.statistics import ModelStatistics, Passage
 from tandem.errors import DeadlineExceeded, QueueFull, Unavailable
@@ -211,8 +212,9 @@ class DeviceScheduler:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        gives_up_at = time.monotonic() + 5
         for thread in self._threads:
-            thread.join(timeout=5)
+            thread.join(timeout=max(0.0, gives_up_at - time.monotonic()))
 
     def _enter(
         self,
@@ -230,7 +232,7 @@ class DeviceScheduler:
             load = Load(num_items, [self._lane(runtime) for runtime in runtimes], num_bytes, stream)
             statistics = [lane.statistics for lane in load.lanes]
             try:
-                self._check_in_time(load, deadline, priority, now)
+                self._check_in_time(load, deadline, priority, joins, now)
                 self._room.enter(load, self._backlog.all_s(now))
             except (QueueFull, DeadlineExceeded) as error:
                 Passage(statistics).end(0, error)
@@ -240,10 +242,11 @@ class DeviceScheduler:
                 lane.num_announced += 1
         return place
 
-    def _check_in_time(self, load: Load, deadline: float | None, priority: Priority, now: float) -> None:
+    def _check_in_time(self, load: Load, deadline: float | None, priority: Priority, joins: bool, now: float) -> None:
         if deadline is None or load.stream:
             return
-        wait_s = max((self._backlog.wait_s(lane, load.num_items, priority, now) for lane in load.lanes), default=0.0)
+        waits = (self._backlog.wait_s(lane, load.num_items, priority, now, joins) for lane in load.lanes)
+        wait_s = max(waits, default=0.0)
         if wait_s and now + MARGIN * wait_s > deadline:
             self._room.refuse("deadline")
             raise _refused(wait_s, deadline - now)
@@ -293,9 +296,14 @@ class DeviceScheduler:
         except asyncio.CancelledError:
             with self._changed:
                 self._queue.cancel(job)
+                # It may have been what the others waited behind.
+                if not self._queue.is_empty:
+                    self._wake_one()
             raise
 
     def _serve(self) -> None:
+        if self.device.type == "cpu":
+            give_way()
         # Each thread has its own setting. Two at the least: with one, torch chooses other kernels for small batches
         # than for large ones, and the same image would get other roundings (see runtimes.eager).
         torch.set_num_threads(max(2, torch.get_num_threads()))
@@ -323,16 +331,17 @@ class DeviceScheduler:
             with self._changed:
                 turn = self._wait()
                 now = time.monotonic()
-                for _ in turn.late if turn is not None else ():
+                # By number: a job named here would keep its model in memory while this worker sleeps.
+                for _ in range(len(turn.late) if turn is not None else 0):
                     self._room.refuse("late")
                 if turn is not None and not self._queue.is_empty:
                     self._wake_one()
             if turn is None:
                 return None
-            for job in turn.late:
-                fail([job.payload], _late(job, now))
+            _fail_late(turn.late, now)
             if turn.batch is not None:
                 return turn.batch
+            del turn
 
     def _wait(self) -> Turn | None:
         while not self._closed:
@@ -352,7 +361,7 @@ class DeviceScheduler:
         ended_at = time.monotonic()
         with self._changed:
             for part in batch.parts:
-                part.job.payload.computed(batch.started_at, ended_at)
+                part.job.payload.computed.append((batch.started_at, ended_at))
             ended = self._queue.finish(batch, ended_at, failed=error is not None)
         try:
             if error is None:
@@ -373,6 +382,11 @@ def _out_of_memory(error: BaseException) -> QueueFull:
 
 def _stopping() -> Unavailable:
     return Unavailable("the server is stopping, or its device has failed; try again")
+
+
+def _fail_late(jobs: Sequence[Job], now: float) -> None:
+    for job in jobs:
+        fail([job.payload], _late(job, now))
 
 
 def _late(job: Job, now: float) -> DeadlineExceeded:

@@ -1,13 +1,17 @@
 """What waits for a device and what runs next, with a clock and a device of the test's own."""
 
+import copy
+import heapq
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.inference import batching
 from services.inference.admission import Limits, Load, Room
-from services.inference.batching import BatchQueue
+from services.inference.batching import MARGIN, BatchQueue
 from services.inference.estimates import MAX_AGE_S, DurationFit
 from services.inference.lanes import Batch, Job, Lane, Part, Priority
 from tandem.errors import QueueFull
@@ -61,11 +65,19 @@ class Device:
         if turn.batch is not None:
             self._check(turn.batch)
             self.running.append(turn.batch)
-        elif turn.due_at is None:
-            assert self.running or self.queue.num_waiting == 0, "an idle device has work, and nothing will wake it"
         else:
-            assert self.now < turn.due_at <= self.now + MAX_DELAY_S
+            assert turn.due_at is None or self.now < turn.due_at
+            assert self.running or turn.due_at is not None or self.queue.num_waiting == 0, "nothing will wake it"
+            assert self.running or turn.due_at is None or turn.due_at <= self.now + MAX_DELAY_S
+            self._check_asleep(turn.due_at)
         return turn.batch
+
+    def _check_asleep(self, due_at: float | None) -> None:
+        """Whoever looks before the worker is woken finds nothing to run."""
+        for later_s in (0.0, 0.3 * MAX_DELAY_S, 0.9 * MAX_DELAY_S, 1.1 * MAX_DELAY_S, 3 * MAX_DELAY_S):
+            if due_at is None or self.now + later_s < due_at:
+                found = copy.deepcopy(self.queue).next_turn(self.now + later_s).batch
+                assert found is None, "a worker sleeps while there is something to run"
 
     def _check(self, batch: Batch) -> None:
         assert 1 <= batch.num_items <= MAX_BATCH // (1 if batch.alone else self.num_workers)
@@ -487,3 +499,133 @@ def test_what_needs_one_worker_runs_beside_the_others_batches() -> None:
     assert batch is not None
     assert len(device.running) == 2
     assert batch.parts[0].job is job
+
+
+# At the sizes of a server, on a device that needs a line of 3 ms an image
+
+
+def timed_queue(num_workers: int) -> tuple[BatchQueue, Lane]:
+    queue = BatchQueue(num_workers=num_workers)
+    lane = Lane(beside_from=4 if num_workers > 1 else 0)
+    for num_items in (1, 4, 8, 16) * 8:
+        lane.fit.add(num_items, IMAGE_S * num_items, 99.9)
+    return queue, lane
+
+
+IMAGE_S = 0.003
+
+
+def shares(queue: BatchQueue, now: float) -> list[int]:
+    """Let all free workers begin; return the sizes of their batches."""
+    sizes = []
+    while (batch := queue.next_turn(now).batch) is not None:
+        sizes.append(batch.num_items)
+    return sizes
+
+
+@pytest.mark.parametrize(("num_workers", "num_items"), [(2, 4), (2, 8), (2, 15), (4, 4), (4, 12), (4, 15), (3, 30)])
+def test_a_call_on_an_idle_device_is_cut_for_all_its_workers_at_once(num_workers: int, num_items: int) -> None:
+    queue, lane = timed_queue(num_workers)
+    queue.submit(Job(lane, num_items, kind=1), 100.0)
+    sizes = shares(queue, 100.0)
+    assert len(sizes) == num_workers
+    assert sum(sizes) == num_items
+    assert max(sizes) - min(sizes) <= 1
+
+
+def served(num_workers: int, calls: Sequence[tuple[int, float]]) -> tuple[int, int, int]:
+    """Bring calls (images, seconds to their deadline) at once; return how many were let in, dropped and in time."""
+    queue, lane = timed_queue(num_workers)
+    now, running, num_late, ended, admitted = 100.0, list[tuple[float, int, Batch]](), 0, list[bool](), 0
+    for num_items, in_s in calls:
+        if MARGIN * queue.backlog.wait_s(lane, num_items, Priority.NORMAL, now) <= in_s:
+            admitted += 1
+            queue.submit(Job(lane, num_items, kind=1, deadline=now + in_s), now)
+    while True:
+        turn = queue.next_turn(now)
+        num_late += len(turn.late)
+        if turn.batch is not None:
+            ends_at = now + IMAGE_S * turn.batch.num_items * (1 if turn.batch.alone else num_workers)
+            heapq.heappush(running, (ends_at, id(turn.batch), turn.batch))
+        elif turn.due_at is not None and (not running or turn.due_at < running[0][0]):
+            now = turn.due_at
+        elif running:
+            now, _, batch = heapq.heappop(running)
+            ended += [job.deadline is not None and now <= job.deadline for job in queue.finish(batch, now)]
+        elif not turn.late:
+            return admitted, num_late, sum(ended)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [(32, 1.4 * IMAGE_S * 32 * (number + 1) + 0.05) for number in range(10)],
+        [(1, 0.075)] * 16,
+        [(1, 0.045)] * 8,
+        [(20, 0.5), (3, 0.5)] * 4,
+    ],
+    ids=["large ones in order", "a burst of one image each", "half of that", "both"],
+)
+def test_what_is_let_in_on_an_idle_device_is_in_time(num_workers: int, calls: Sequence[tuple[int, float]]) -> None:
+    admitted, num_late, in_time = served(num_workers, calls)
+    assert admitted >= len(calls) - 1
+    assert (num_late, in_time) == (0, admitted)
+
+
+def one_worker_busy() -> tuple[BatchQueue, Lane]:
+    """Return a queue of two workers, of which one is free at 100.01."""
+    queue, lane = timed_queue(2)
+    queue.submit(Job(lane, 32, kind=1), 100.0)
+    assert shares(queue, 100.0) == [16, 16]
+    queue.finish(queue.backlog.running[0], 100.01)
+    return queue, lane
+
+
+def test_who_waits_behind_what_needs_the_whole_device_is_woken_in_time() -> None:
+    queue, lane = one_worker_busy()
+    alone = Job(Lane(), 1, priority=Priority.LOW, deadline=100.05)
+    queue.submit(alone, 100.01)
+    # Its own time may run out.
+    assert queue.next_turn(100.01).due_at == 100.05
+    # The urgent do not wait for more of them, nor behind it.
+    urgent = Job(lane, 1, kind=1, priority=Priority.HIGH)
+    assert queue.submit(urgent, 100.01)
+    batch = queue.next_turn(100.01).batch
+    assert batch is not None
+    assert batch.parts[0].job is urgent
+
+
+def test_with_what_they_waited_behind_cancelled_others_run() -> None:
+    queue, lane = one_worker_busy()
+    alone = Job(Lane(), 1)
+    queue.submit(alone, 100.01)
+    queue.submit(Job(lane, 16, kind=1), 100.01)
+    assert queue.next_turn(100.01).batch is None
+    queue.cancel(alone)
+    assert shares(queue, 100.01) == [16]
+
+
+def test_an_image_that_would_be_late_by_waiting_for_others_does_not() -> None:
+    queue, lane = one_worker_busy()
+    queue.submit(Job(lane, 1, kind=1), 100.01)
+    assert queue.next_turn(100.01).due_at == pytest.approx(100.01 + batching.MAX_DELAY_S)
+    queue.submit(Job(lane, 1, kind=1, priority=Priority.LOW, deadline=100.028), 100.01)
+    assert shares(queue, 100.01) == [2]
+
+
+def test_the_estimate_knows_who_waits_for_whom() -> None:
+    queue, lane = timed_queue(4)
+    queue.submit(Job(lane, 24, kind=1), 100.0)
+    assert shares(queue, 100.0) == [6] * 4
+    queue.finish(queue.backlog.running[0], 100.0, failed=True)
+    wait_s = queue.backlog.wait_s
+    # A worker is free: it takes this one at once, on a quarter of the device.
+    assert wait_s(lane, 1, Priority.NORMAL, 100.0) == pytest.approx(4 * IMAGE_S)
+    # What needs the whole device waits for the slowest.
+    other = Lane()
+    for _ in range(5):
+        other.fit.add(1, 0.01, 100.0)
+    assert wait_s(other, 1, Priority.NORMAL, 100.0) == pytest.approx(4 * 6 * IMAGE_S + 0.01)
+    # So do images that join no others.
+    assert wait_s(lane, 1, Priority.NORMAL, 100.0, joins=False) == pytest.approx(4 * 6 * IMAGE_S + IMAGE_S)

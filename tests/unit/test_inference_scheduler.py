@@ -1,13 +1,17 @@
 import asyncio
 import gc
+import os
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
 import torch
 from waiting import until
 
+from services.inference.niceness import NICENESS
 from services.inference.scheduler import MAX_BATCH, DeviceScheduler, Priority
 from tandem.errors import DeadlineExceeded, QueueFull, Unavailable
 
@@ -421,6 +425,52 @@ async def test_what_needs_the_device_to_itself_waits_for_both_workers(pair: Devi
     await asyncio.to_thread(runtime._barrier.wait, 60)
     await asyncio.gather(call, alone)
     assert [batch.alone for batch in running] == [True]
+
+
+async def test_others_run_once_what_they_waited_behind_is_cancelled(pair: DeviceScheduler) -> None:
+    gate = Gate()
+    held = asyncio.create_task(pair.run(gate, beside=True))
+    await until(gate.entered.is_set)
+    alone = asyncio.create_task(pair.run(lambda: None))
+    await until(lambda: pair.num_waiting == 1)
+    behind = asyncio.create_task(pair.predict(Halves(), torch.ones(6, 1), joins=True))
+    await until(lambda: pair.num_waiting == 7)
+    await asyncio.sleep(0.02)
+    assert not behind.done()
+    alone.cancel()
+    await asyncio.wait_for(behind, 30)
+    gate.opened.set()
+    await held
+
+
+async def test_a_model_goes_though_both_workers_idle_after_a_late_call(pair: DeviceScheduler) -> None:
+    async def is_late() -> "weakref.ref[Halves]":
+        runtime, deadline = Halves(), time.monotonic() + 0.01
+        with pytest.raises(DeadlineExceeded):
+            await pair.predict(runtime, torch.ones(2, 1), deadline=deadline, joins=True)
+        return weakref.ref(runtime)
+
+    gate = Gate()
+    held = asyncio.create_task(pair.run(gate))
+    await until(gate.entered.is_set)
+    late = asyncio.create_task(is_late())
+    await asyncio.sleep(0.05)
+    gate.opened.set()
+    await held
+    gone = await late
+
+    def is_gone() -> bool:
+        gc.collect()
+        return gone() is None
+
+    await until(is_gone)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a niceness for each thread")
+async def test_workers_of_a_cpu_let_the_event_loop_go_first(pair: DeviceScheduler) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    done = await pair.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert done.value == NICENESS > own
 
 
 async def test_one_worker_s_error_is_that_of_its_calls(pair: DeviceScheduler) -> None:

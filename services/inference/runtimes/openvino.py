@@ -72,7 +72,7 @@ class OpenVinoClassifier:
         count = num_streams(num_threads)
         self.beside_from = _CUT_FROM if count > 1 else 0
         # What the workers of a device share of a full batch, and none is filled up: three images are a quarter of nine.
-        self.beside_sizes = tuple(range(1, SIZES[-1] // count + 1))
+        self.beside_sizes = tuple(range(1, -(-SIZES[-1] // count) + 1))
         streams = _compile(graph, precision, num_threads, count) if count > 1 else None
         self._streams = [streams.create_infer_request() for _ in range(count)] if streams is not None else []
         # Each part of a batch that is cut has one of `beside_sizes`, which need no filling up.
@@ -106,8 +106,15 @@ class OpenVinoClassifier:
         requests = self._streams[: len(arrays)]
         for request, array in zip(requests, arrays, strict=True):
             request.start_async([array], share_inputs=True)
+        errors = []
         for request in requests:
-            request.wait()
+            # Of all, also where one fails: they read memory that goes with this call.
+            try:
+                request.wait()
+            except Exception as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return [request.get_output_tensor().data.copy() for request in requests]
 
     def warm(self) -> None:
