@@ -212,7 +212,7 @@ class BatchQueue:
         return now + MARGIN * self.backlog.span_s(lane, num_items, alone, now) > job.deadline
 
     def _may_join(self, job: Job, parts: list[Part], ends_at: float) -> bool:
-        """Return whether `job` may share a batch with `parts` that ends then: of one kind, and no urgent one is late."""
+        """Return whether `job` may share a batch with `parts` that ends then: of one kind, no urgent one late."""
         if job.kind is None or job.kind != parts[0].job.kind:
             return False
         urgent = (part.job.deadline for part in parts if part.job.priority < job.priority)
