@@ -258,6 +258,33 @@ def test_every_metric_of_the_autoscaler_is_one_that_the_server_tells(
         assert 'namespace="tandem"' in query
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here: apt-get install prometheus")
+@pytest.mark.parametrize(
+    ("buckets", "wait_s"),
+    [
+        pytest.param({}, 0, id="no-server"),
+        pytest.param({"0.05": "7+0x9", "0.1": "9+0x9", "+Inf": "9+0x9"}, 0, id="no-calls"),
+        pytest.param({"0.05": "0+0x9", "0.1": "0+60x9", "+Inf": "0+60x9"}, 0.0975, id="calls-that-wait"),
+    ],
+)
+def test_the_autoscaler_is_told_how_long_calls_wait_and_0_without_any(
+    buckets: dict[str, str], wait_s: float, tmp_path: Path
+) -> None:
+    scaled = named(build(OVERLAYS[0]), "ScaledObject", "inference")
+    metric = "tandem_inference_queue_duration_seconds_bucket"
+    (query,) = [each["metadata"]["query"] for each in scaled["spec"]["triggers"] if metric in each["metadata"]["query"]]
+    series = [
+        {"series": f'{metric}{{namespace="tandem", pod="a", le="{le}"}}', "values": values}
+        for le, values in buckets.items()
+    ]
+    asked = {"expr": query, "eval_time": "8m", "exp_samples": [{"labels": "{}", "value": wait_s}]}
+    case = {"interval": "1m", "input_series": series, "promql_expr_test": [asked]}
+    (tmp_path / "query.test.yml").write_text(yaml.safe_dump({"tests": [case]}))
+    command = ["promtool", "test", "rules", "query.test.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_secret_is_one_that_the_guide_says_how_to_make(documents: list[Document]) -> None:
     asked = set(re.findall(r'"(?:secretName|secretRef)": (?:\{"name": )?"([a-z-]+)"', json.dumps(documents)))
     asked |= {
