@@ -33,6 +33,8 @@ OVERLAYS = check_kubernetes.overlays()
 GUIDE = (ROOT / "docs" / "operations" / "kubernetes.md").read_text()
 # Of the environment that an object store's own libraries read.
 FOREIGN = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+# The agent of EKS Pod Identity, and the metadata service of a node.
+KEY_GIVERS = {"169.254.170.23", "169.254.169.254"}
 
 
 @pytest.fixture(params=OVERLAYS, ids=lambda path: path.name)
@@ -196,6 +198,23 @@ def test_a_trainer_looks_at_each_list_of_each_queue_that_it_takes_from(documents
     assert sorted(queues_of(containers(named(documents, "Deployment", "keeper"))[0])) == sorted(taken)
 
 
+def test_pods_of_eight_gpus_differ_from_those_of_one_in_size_and_queues_alone() -> None:
+    documents = build(check_kubernetes.KUBERNETES / "overlays" / "gpu-x8")
+    jobs = [copy.deepcopy(named(documents, "ScaledJob", name)) for name in ("trainer", "trainer-x8")]
+    for job in jobs:
+        (container,) = containers(job)
+        container["args"][container["args"].index("--queues") + 1] = "-"
+        for amounts in container["resources"].values():
+            amounts.update(dict.fromkeys(amounts, "-"))
+        for volume in job["spec"]["jobTargetRef"]["template"]["spec"]["volumes"]:
+            if volume["name"] == "shared-memory":
+                volume["emptyDir"]["sizeLimit"] = "-"
+        for trigger in job["spec"]["triggers"]:
+            trigger["metadata"]["listName"] = "-"
+        job["metadata"]["name"] = job["spec"]["maxReplicaCount"] = "-"
+    assert jobs[0] == jobs[1]
+
+
 @pytest.mark.parametrize(
     ("overlay", "device", "num_devices", "name", "gpus"),
     [
@@ -321,6 +340,13 @@ def test_nothing_runs_as_root_or_may_more_than_it_needs(documents: list[Document
     assert {pod["securityContext"]["runAsUser"] for _, pod, _ in ours(documents)} == {10001}
 
 
+def test_what_asks_for_a_gpu_and_nothing_else_goes_to_nodes_kept_for_it(documents: list[Document]) -> None:
+    for _, pod, container in workloads(documents):
+        has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+        kept = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert pod.get("tolerations", []) == (kept if has_gpu else [])
+
+
 def test_every_mount_has_its_volume_and_secrets_are_read_only(documents: list[Document]) -> None:
     for document, pod, container in workloads(documents):
         claimed = {each["metadata"]["name"] for each in document["spec"].get("volumeClaimTemplates", ())}
@@ -357,9 +383,11 @@ def test_a_job_is_one_run_and_no_change_ends_it(documents: list[Document]) -> No
         assert "--one-run" in containers(document)[0]["args"]
 
 
-def test_a_server_goes_when_another_is_ready(documents: list[Document]) -> None:
+def test_a_rollout_takes_one_server_at_a_time_and_no_gpu_that_is_not_there(documents: list[Document]) -> None:
     server = named(documents, "Deployment", "inference")
-    assert server["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    has_gpu = "nvidia.com/gpu" in containers(server)[0]["resources"]["limits"]
+    in_place, beside = {"maxUnavailable": 1, "maxSurge": 0}, {"maxUnavailable": 0, "maxSurge": 1}
+    assert server["spec"]["strategy"]["rollingUpdate"] == (in_place if has_gpu else beside)
     budget = named(documents, "PodDisruptionBudget", "inference")
     scaled = named(documents, "ScaledObject", "inference")
     for selector in (server["spec"]["selector"], budget["spec"]["selector"]):
@@ -408,6 +436,10 @@ def test_with_an_object_store_a_server_needs_no_shared_volume() -> None:
     assert room >= 2 * int(variables["TANDEM_CHECKPOINT_CACHE"].removesuffix("GiB"))
     for document in (server, *of_kind(documents, "ScaledJob")):
         assert pod_labels(document)["tandem/store"] == "true"
+    egress = named(documents, "NetworkPolicy", "object-store")["spec"]["egress"]
+    # In the clear to nobody but those that give pods the keys of their identity.
+    assert [each for each in egress if "to" not in each] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
+    assert {to["ipBlock"]["cidr"].split("/")[0] for each in egress for to in each.get("to", ())} == KEY_GIVERS
     secret = re.search(r"tandem-store[^\n]*\\\n[^\n]*", GUIDE)
     assert secret is not None
     assert set(re.findall(r"AWS_[A-Z_]+", secret[0])) == FOREIGN
