@@ -19,6 +19,7 @@ from services.inference.listening import ALLOW_INSECURE_LISTEN
 from services.trainer.slots import named_queues
 from services.trainer.worker import parse_arguments
 from tandem import settings as settings_module
+from tandem.cli.main import COMMANDS
 from tandem.jobs.queue import priority_keys, queue_for
 from tandem.jobs.spec import make_spec
 from tandem.settings import Settings, parse_listen
@@ -164,7 +165,9 @@ def test_every_variable_is_one_that_the_code_reads(documents: list[Document], tm
 
 def test_every_command_is_a_module_that_takes_its_arguments(documents: list[Document]) -> None:
     modules = set()
-    for _, _, container in ours(documents):
+    for document, _, container in ours(documents):
+        if document["metadata"]["name"] == "cli":
+            continue
         python, flag, module = container["command"]
         assert (python, flag) == ("python", "-m")
         assert importlib.util.find_spec(module) is not None
@@ -180,10 +183,36 @@ def test_every_command_is_a_module_that_takes_its_arguments(documents: list[Docu
 def test_every_image_is_one_of_ours_or_redis(documents: list[Document]) -> None:
     for _, _, container in workloads(documents):
         image, _, tag = container["image"].partition(":")
-        assert image in ("tandem-trainer", "tandem-inference", "redis")
+        assert image in ("tandem-trainer", "tandem-inference", "tandem-cli", "redis")
         assert tag not in ("", "latest")
         if "services.inference.server" in container["command"]:
             assert image == "tandem-inference"
+
+
+def test_the_command_of_the_guide_is_there_and_reaches_what_it_calls(documents: list[Document]) -> None:
+    called = re.findall(r"exec -it? (\S+) -- tandem (\w+)", GUIDE)
+    assert {"data", "train"} <= {noun for _, noun in called} <= COMMANDS.keys()
+    assert {target for target, _ in called} == {"deploy/cli"}
+    cli = named(documents, "Deployment", "cli")
+    (container,) = containers(cli)
+    # Of the images only this one has the command.
+    assert container["image"].partition(":")[0] == "tandem-cli"
+    variables = environment(documents, container)
+    service, _, port = variables["TANDEM_INFERENCE_ADDRESS"].partition(":")
+    (offered,) = named(documents, "Service", service)["spec"]["ports"]
+    assert int(port) == offered["port"]
+    # Both ends of each way are open: out of its pod, and into that of the server.
+    labels = pod_labels(cli)
+    policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(documents, "NetworkPolicy")}
+    assert policies["uses-redis"]["podSelector"]["matchLabels"].items() <= labels.items()
+    way_out, way_in = policies["calls-inference"], policies["inference"]
+    assert way_out["podSelector"]["matchLabels"].items() <= labels.items()
+    assert way_out["egress"][0]["to"][0]["podSelector"] == way_in["podSelector"]
+    assert way_out["egress"][0]["ports"] == way_in["ingress"][0]["ports"]
+    (caller,) = way_in["ingress"][0]["from"]
+    (namespace,) = of_kind(documents, "Namespace")
+    assert caller["podSelector"]["matchLabels"].items() <= labels.items()
+    assert caller["namespaceSelector"]["matchLabels"].items() <= namespace["metadata"]["labels"].items()
 
 
 def test_a_trainer_looks_at_each_list_of_each_queue_that_it_takes_from(documents: list[Document]) -> None:
@@ -434,8 +463,9 @@ def test_with_an_object_store_a_server_needs_no_shared_volume() -> None:
     # While new versions come, what they take the place of is there too.
     room = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi"))
     assert room >= 2 * int(variables["TANDEM_CHECKPOINT_CACHE"].removesuffix("GiB"))
-    for document in (server, *of_kind(documents, "ScaledJob")):
+    for document in (server, named(documents, "Deployment", "cli"), *of_kind(documents, "ScaledJob")):
         assert pod_labels(document)["tandem/store"] == "true"
+        assert {"secretRef": {"name": "tandem-store", "optional": True}} in containers(document)[0]["envFrom"]
     egress = named(documents, "NetworkPolicy", "object-store")["spec"]["egress"]
     # In the clear to nobody but those that give pods the keys of their identity.
     assert [each for each in egress if "to" not in each] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
