@@ -19,6 +19,7 @@ from services.inference.listening import ALLOW_INSECURE_LISTEN
 from services.trainer.slots import named_queues
 from services.trainer.worker import parse_arguments
 from tandem import settings as settings_module
+from tandem.cli.main import COMMANDS
 from tandem.jobs.queue import priority_keys, queue_for
 from tandem.jobs.spec import make_spec
 from tandem.settings import Settings, parse_listen
@@ -33,6 +34,8 @@ OVERLAYS = check_kubernetes.overlays()
 GUIDE = (ROOT / "docs" / "operations" / "kubernetes.md").read_text()
 # Of the environment that an object store's own libraries read.
 FOREIGN = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+# The agent of EKS Pod Identity, and the metadata service of a node.
+KEY_GIVERS = {"169.254.170.23", "169.254.169.254"}
 
 
 @pytest.fixture(params=OVERLAYS, ids=lambda path: path.name)
@@ -162,7 +165,9 @@ def test_every_variable_is_one_that_the_code_reads(documents: list[Document], tm
 
 def test_every_command_is_a_module_that_takes_its_arguments(documents: list[Document]) -> None:
     modules = set()
-    for _, _, container in ours(documents):
+    for document, _, container in ours(documents):
+        if document["metadata"]["name"] == "cli":
+            continue
         python, flag, module = container["command"]
         assert (python, flag) == ("python", "-m")
         assert importlib.util.find_spec(module) is not None
@@ -178,10 +183,36 @@ def test_every_command_is_a_module_that_takes_its_arguments(documents: list[Docu
 def test_every_image_is_one_of_ours_or_redis(documents: list[Document]) -> None:
     for _, _, container in workloads(documents):
         image, _, tag = container["image"].partition(":")
-        assert image in ("tandem-trainer", "tandem-inference", "redis")
+        assert image in ("tandem-trainer", "tandem-inference", "tandem-cli", "redis")
         assert tag not in ("", "latest")
         if "services.inference.server" in container["command"]:
             assert image == "tandem-inference"
+
+
+def test_the_command_of_the_guide_is_there_and_reaches_what_it_calls(documents: list[Document]) -> None:
+    called = re.findall(r"exec -it? (\S+) -- tandem (\w+)", GUIDE)
+    assert {"data", "train"} <= {noun for _, noun in called} <= COMMANDS.keys()
+    assert {target for target, _ in called} == {"deploy/cli"}
+    cli = named(documents, "Deployment", "cli")
+    (container,) = containers(cli)
+    # Of the images only this one has the command.
+    assert container["image"].partition(":")[0] == "tandem-cli"
+    variables = environment(documents, container)
+    service, _, port = variables["TANDEM_INFERENCE_ADDRESS"].partition(":")
+    (offered,) = named(documents, "Service", service)["spec"]["ports"]
+    assert int(port) == offered["port"]
+    # Both ends of each way are open: out of its pod, and into that of the server.
+    labels = pod_labels(cli)
+    policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(documents, "NetworkPolicy")}
+    assert policies["uses-redis"]["podSelector"]["matchLabels"].items() <= labels.items()
+    way_out, way_in = policies["calls-inference"], policies["inference"]
+    assert way_out["podSelector"]["matchLabels"].items() <= labels.items()
+    assert way_out["egress"][0]["to"][0]["podSelector"] == way_in["podSelector"]
+    assert way_out["egress"][0]["ports"] == way_in["ingress"][0]["ports"]
+    (caller,) = way_in["ingress"][0]["from"]
+    (namespace,) = of_kind(documents, "Namespace")
+    assert caller["podSelector"]["matchLabels"].items() <= labels.items()
+    assert caller["namespaceSelector"]["matchLabels"].items() <= namespace["metadata"]["labels"].items()
 
 
 def test_a_trainer_looks_at_each_list_of_each_queue_that_it_takes_from(documents: list[Document]) -> None:
@@ -194,6 +225,23 @@ def test_a_trainer_looks_at_each_list_of_each_queue_that_it_takes_from(documents
         taken += queues
     # What the keeper makes known, so that it is not refused at submit, is what somebody takes.
     assert sorted(queues_of(containers(named(documents, "Deployment", "keeper"))[0])) == sorted(taken)
+
+
+def test_pods_of_eight_gpus_differ_from_those_of_one_in_size_and_queues_alone() -> None:
+    documents = build(check_kubernetes.KUBERNETES / "overlays" / "gpu-x8")
+    jobs = [copy.deepcopy(named(documents, "ScaledJob", name)) for name in ("trainer", "trainer-x8")]
+    for job in jobs:
+        (container,) = containers(job)
+        container["args"][container["args"].index("--queues") + 1] = "-"
+        for amounts in container["resources"].values():
+            amounts.update(dict.fromkeys(amounts, "-"))
+        for volume in job["spec"]["jobTargetRef"]["template"]["spec"]["volumes"]:
+            if volume["name"] == "shared-memory":
+                volume["emptyDir"]["sizeLimit"] = "-"
+        for trigger in job["spec"]["triggers"]:
+            trigger["metadata"]["listName"] = "-"
+        job["metadata"]["name"] = job["spec"]["maxReplicaCount"] = "-"
+    assert jobs[0] == jobs[1]
 
 
 @pytest.mark.parametrize(
@@ -258,6 +306,33 @@ def test_every_metric_of_the_autoscaler_is_one_that_the_server_tells(
         assert 'namespace="tandem"' in query
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here: apt-get install prometheus")
+@pytest.mark.parametrize(
+    ("buckets", "wait_s"),
+    [
+        pytest.param({}, 0, id="no-server"),
+        pytest.param({"0.05": "7+0x9", "0.1": "9+0x9", "+Inf": "9+0x9"}, 0, id="no-calls"),
+        pytest.param({"0.05": "0+0x9", "0.1": "0+60x9", "+Inf": "0+60x9"}, 0.0975, id="calls-that-wait"),
+    ],
+)
+def test_the_autoscaler_is_told_how_long_calls_wait_and_0_without_any(
+    buckets: dict[str, str], wait_s: float, tmp_path: Path
+) -> None:
+    scaled = named(build(OVERLAYS[0]), "ScaledObject", "inference")
+    metric = "tandem_inference_queue_duration_seconds_bucket"
+    (query,) = [each["metadata"]["query"] for each in scaled["spec"]["triggers"] if metric in each["metadata"]["query"]]
+    series = [
+        {"series": f'{metric}{{namespace="tandem", pod="a", le="{le}"}}', "values": values}
+        for le, values in buckets.items()
+    ]
+    asked = {"expr": query, "eval_time": "8m", "exp_samples": [{"labels": "{}", "value": wait_s}]}
+    case = {"interval": "1m", "input_series": series, "promql_expr_test": [asked]}
+    (tmp_path / "query.test.yml").write_text(yaml.safe_dump({"tests": [case]}))
+    command = ["promtool", "test", "rules", "query.test.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_secret_is_one_that_the_guide_says_how_to_make(documents: list[Document]) -> None:
     asked = set(re.findall(r'"(?:secretName|secretRef)": (?:\{"name": )?"([a-z-]+)"', json.dumps(documents)))
     asked |= {
@@ -292,6 +367,13 @@ def test_nothing_runs_as_root_or_may_more_than_it_needs(documents: list[Document
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
         assert not any("hostPath" in volume for volume in pod["volumes"])
     assert {pod["securityContext"]["runAsUser"] for _, pod, _ in ours(documents)} == {10001}
+
+
+def test_what_asks_for_a_gpu_and_nothing_else_goes_to_nodes_kept_for_it(documents: list[Document]) -> None:
+    for _, pod, container in workloads(documents):
+        has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+        kept = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert pod.get("tolerations", []) == (kept if has_gpu else [])
 
 
 def test_every_mount_has_its_volume_and_secrets_are_read_only(documents: list[Document]) -> None:
@@ -330,9 +412,11 @@ def test_a_job_is_one_run_and_no_change_ends_it(documents: list[Document]) -> No
         assert "--one-run" in containers(document)[0]["args"]
 
 
-def test_a_server_goes_when_another_is_ready(documents: list[Document]) -> None:
+def test_a_rollout_takes_one_server_at_a_time_and_no_gpu_that_is_not_there(documents: list[Document]) -> None:
     server = named(documents, "Deployment", "inference")
-    assert server["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    has_gpu = "nvidia.com/gpu" in containers(server)[0]["resources"]["limits"]
+    in_place, beside = {"maxUnavailable": 1, "maxSurge": 0}, {"maxUnavailable": 0, "maxSurge": 1}
+    assert server["spec"]["strategy"]["rollingUpdate"] == (in_place if has_gpu else beside)
     budget = named(documents, "PodDisruptionBudget", "inference")
     scaled = named(documents, "ScaledObject", "inference")
     for selector in (server["spec"]["selector"], budget["spec"]["selector"]):
@@ -379,8 +463,13 @@ def test_with_an_object_store_a_server_needs_no_shared_volume() -> None:
     # While new versions come, what they take the place of is there too.
     room = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi"))
     assert room >= 2 * int(variables["TANDEM_CHECKPOINT_CACHE"].removesuffix("GiB"))
-    for document in (server, *of_kind(documents, "ScaledJob")):
+    for document in (server, named(documents, "Deployment", "cli"), *of_kind(documents, "ScaledJob")):
         assert pod_labels(document)["tandem/store"] == "true"
+        assert {"secretRef": {"name": "tandem-store", "optional": True}} in containers(document)[0]["envFrom"]
+    egress = named(documents, "NetworkPolicy", "object-store")["spec"]["egress"]
+    # In the clear to nobody but those that give pods the keys of their identity.
+    assert [each for each in egress if "to" not in each] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
+    assert {to["ipBlock"]["cidr"].split("/")[0] for each in egress for to in each.get("to", ())} == KEY_GIVERS
     secret = re.search(r"tandem-store[^\n]*\\\n[^\n]*", GUIDE)
     assert secret is not None
     assert set(re.findall(r"AWS_[A-Z_]+", secret[0])) == FOREIGN
