@@ -9,7 +9,10 @@ import torch
 
 from services import gpu_check
 from tandem.errors import Unavailable
+from tandem.models.devices import resolve_precision
 from tandem.volume import Volume
+
+CPU = torch.device("cpu")
 
 
 def check(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -25,11 +28,29 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     assert line.startswith("tandem gpu-check: no GPU here")
 
 
+@pytest.mark.skipif(resolve_precision("auto", CPU) != "bfloat16", reason="this CPU has no bfloat16 instructions")
 def test_it_computes_trains_and_serves_in_bfloat16() -> None:
-    done = check("--device", "cpu")
+    # A CPU that others use takes its time.
+    done = check("--device", "cpu", "--timeout", "450")
     assert (done.returncode, done.stderr) == (0, "")
     parts = [line.split()[0] for line in done.stdout.splitlines()]
     assert parts == ["bfloat16", "training", "serving", "all"]
+
+
+@pytest.mark.skipif(resolve_precision("auto", CPU) == "bfloat16", reason="this CPU has bfloat16 instructions")
+def test_a_device_without_bfloat16_is_told_in_one_line() -> None:
+    done = check("--device", "cpu", "--timeout", "450")
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["bfloat16", "training"]
+    (line,) = done.stderr.splitlines()
+    assert "cpu has no instructions for it" in line
+
+
+def test_what_takes_too_long_is_ended_and_told_in_one_line() -> None:
+    done = check("--device", "cpu", "--timeout", "0")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == "tandem gpu-check: torch on cpu did not end in the time that the check has (--timeout)"
 
 
 def test_a_device_that_computes_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
