@@ -73,6 +73,11 @@ class Driving:
 
     process: "subprocess.Popen[bytes]"
 
+    @property
+    def goes_on(self) -> bool:
+        """True until its time is over."""
+        return self.process.poll() is None
+
     def result(self) -> Seen:
         """Wait for its end."""
         output, _ = self.process.communicate()
