@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from brokers import free_port
 from factories import classifier_card, classifier_files
-from object_stores import S3Server, s3_server
+from object_stores import S3Server
 
 from tandem.checkpoints.files import MANIFEST_FILE, MODEL_FILE, WEIGHTS_FILE, list_checkpoints, verify, write_checkpoint
 from tandem.checkpoints.store.attempts import begin_attempt, check_attempt
@@ -26,17 +26,6 @@ from tandem.checkpoints.store.transfer import (
 from tandem.errors import CheckpointCorrupt, InvalidRequest, StoreUnavailable, Superseded
 from tandem.settings import Settings
 from tandem.volume import Volume
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server: S3Server) -> S3Server:
-    return server.clear()
 
 
 def saved(home: Path, step: int = 1, seed: int = 0, **changes: object) -> Path:

@@ -2,13 +2,12 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from factories import publish_classifier
-from object_stores import S3Server, s3_server
+from object_stores import S3Server
 
 from tandem.checkpoints.files import WEIGHTS_FILE, verify
 from tandem.checkpoints.registry import Registry, Version
@@ -19,17 +18,6 @@ from tandem.checkpoints.store.transfer import list_stored, upload_checkpoint
 from tandem.cli.main import tandem
 from tandem.errors import Conflict, StoreUnavailable
 from tandem.volume import Volume
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server: S3Server) -> S3Server:
-    return server.clear()
 
 
 def host(directory: Path, store: str | None) -> Volume:

@@ -3,12 +3,12 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from factories import classifier_card, classifier_files, queued_record
-from object_stores import S3Server, s3_server
+from object_stores import S3Server
 from waiting import wait_for
 
 from services.trainer.stored_runs import StoredRuns
@@ -23,17 +23,6 @@ from tandem.errors import RunNotFound, StoreUnavailable, Superseded
 from tandem.volume import Volume
 
 SPEC = b'{"kind": "train_classifier", "dataset": "d", "model_name": "m", "arch": "squeezenet1_1"}\n'
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server: S3Server) -> S3Server:
-    return server.clear()
 
 
 def save(run: Path, step: int, acc1: float = 50.0) -> Path:
