@@ -126,7 +126,7 @@ def test_a_report_comes_out_by_a_directory_of_the_hosts(trained: Project, tmp_pa
 
 
 def test_the_check_of_a_gpu_runs_in_a_container(trained: Project) -> None:
-    check = ("-m", "services.gpu_check", "--device", "cpu", "--timeout", "300")
+    check = ("-m", "services.gpu_check", "--device", "cpu", "--timeout", "900")
     done = trained.compose("run", "--rm", "-T", "--entrypoint", "python3", "cli", *check, code=None)
     # Some CPUs have no bfloat16 to serve in.
     assert "all of it works" in done.stdout or "cpu has no instructions for it" in done.stderr

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def check(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "services.gpu_check", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1000)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -31,7 +31,7 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
 @pytest.mark.skipif(resolve_precision("auto", CPU) != "bfloat16", reason="this CPU has no bfloat16 instructions")
 def test_it_computes_trains_and_serves_in_bfloat16() -> None:
     # A CPU that others use takes its time.
-    done = check("--device", "cpu", "--timeout", "450")
+    done = check("--device", "cpu", "--timeout", "900")
     assert (done.returncode, done.stderr) == (0, "")
     parts = [line.split()[0] for line in done.stdout.splitlines()]
     assert parts == ["bfloat16", "training", "serving", "all"]
@@ -39,7 +39,7 @@ def test_it_computes_trains_and_serves_in_bfloat16() -> None:
 
 @pytest.mark.skipif(resolve_precision("auto", CPU) == "bfloat16", reason="this CPU has bfloat16 instructions")
 def test_a_device_without_bfloat16_is_told_in_one_line() -> None:
-    done = check("--device", "cpu", "--timeout", "450")
+    done = check("--device", "cpu", "--timeout", "900")
     assert done.returncode == 1
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["bfloat16", "training"]
     (line,) = done.stderr.splitlines()
